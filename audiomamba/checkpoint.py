@@ -1,0 +1,150 @@
+"""Models on disk: config.json beside model.safetensors, in a shipped folder, any folder, or a Hugging Face repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from audiomamba.config import ModelConfig
+from audiomamba.models.waveform import WaveformModel
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+SHIPPED = Path(__file__).parent / "weights"
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+def save(
+    directory: str | Path,
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json and model.safetensors, each to a temporary name first.
+
+    Args:
+        directory: Made if it does not exist.
+        config: What defines the model.
+        weights: The state dict of a `WaveformModel`.
+        dtype: Stored type; float16 halves the file and costs less than the rounding to 256 levels.
+        training: Plain values to keep in the config under "training" (steps, data, scores); never read on loading.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / f"{WEIGHTS}.part"
+    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}, part)
+    os.replace(part, directory / WEIGHTS)
+    values = {"format": 1, "model": config.to_dict(), "training": training or {}}
+    part = directory / f"{CONFIG}.part"
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(part, directory / CONFIG)
+
+
+def load(directory: str | Path) -> WaveformModel:
+    """Build the model of a folder, on the CPU, in float32, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the config or the weights are damaged, or do not belong together (the first differing key is
+            named).
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    path = directory / WEIGHTS
+    try:
+        weights = load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}); copy or export it again") from error
+    with torch.device("meta"):
+        model = WaveformModel(config)
+    expected = model.state_dict()
+    for key in [*expected, *weights]:
+        if key not in weights or key not in expected:
+            where, what = (CONFIG, WEIGHTS) if key not in weights else (WEIGHTS, CONFIG)
+            raise ValueError(f"{directory}: {key!r} is in {where} but not in {what}; they are not of one model")
+        if weights[key].shape != expected[key].shape:
+            raise ValueError(
+                f"{directory}: {key!r} is {tuple(expected[key].shape)} by {CONFIG} but {tuple(weights[key].shape)} "
+                f"in {WEIGHTS}; they are not of one model"
+            )
+    model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    return model.eval()
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Read a folder's config.json; raises as `load`."""
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} has no {name}; a model is a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        values = json.loads((directory / CONFIG).read_text())
+        return ModelConfig.from_dict(values["model"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error
+
+
+def find(name: str | Path) -> Path:
+    """Return the folder of a model: a shipped name, a folder, or a Hugging Face id (downloaded once and cached).
+
+    Raises:
+        ValueError: If `name` is a pickle, which could run code, or a single file.
+        FileNotFoundError: If it is nothing that is known.
+    """
+    path = Path(name)
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(
+            f"{name} is a pickle, which can run code; audiomamba loads a folder with {CONFIG} and {WEIGHTS} only"
+        )
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
+    if isinstance(name, str) and (SHIPPED / name / CONFIG).is_file() and name in shipped():
+        return SHIPPED / name
+    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _download(name)
+    raise FileNotFoundError(
+        f"no model {str(name)!r}: it is no folder, no Hugging Face id (owner/name), and not one of the shipped: "
+        f"{', '.join(shipped()) or 'none'}"
+    )
+
+
+def shipped() -> list[str]:
+    """Return the names of the models inside the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def sha256(directory: Path) -> str:
+    """Return the SHA-256 of a folder's weights, in hex."""
+    with (directory / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS, "README.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"{repository!r} is no folder here and could not be had from the Hugging Face Hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,39 @@
+"""States: NamedTuples (or tuples) of tensors, nested like the modules they belong to.
+
+A state is a value. Layers take one and return the next; shapes and dtypes never change, batch comes first, and nothing
+is written in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+State = TypeVar("State")
+
+
+def map_state(fn: Callable[..., Tensor], state: State, *rest: State) -> State:
+    """Apply fn leaf by leaf to states of equal structure."""
+    if isinstance(state, Tensor):
+        return fn(state, *rest)  # type: ignore[return-value]  # a tensor is a state
+    kids: list[Any] = [map_state(fn, *kid) for kid in zip(state, *rest, strict=True)]  # type: ignore[call-overload]
+    kind: Any = type(state)
+    return kind(*kids) if hasattr(kind, "_fields") else kind(kids)  # type: ignore[no-any-return]
+
+
+def leaves(state: Any) -> list[Tensor]:
+    """Return the tensors of a state in order."""
+    return [state] if isinstance(state, Tensor) else [leaf for kid in state for leaf in leaves(kid)]
+
+
+def detach(state: State) -> State:
+    """Cut the gradient: what truncated backpropagation through time does between chunks."""
+    return map_state(Tensor.detach, state)
+
+
+def where(mask: Tensor, a: State, b: State) -> State:
+    """Take rows of a where mask (batch,) is True, rows of b elsewhere."""
+    return map_state(lambda x, y: torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, y), a, b)

@@ -1,0 +1,216 @@
+"""Every backend of every operation against the float64 reference."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from audiomamba_kernels import causal_conv1d, lti_scan, selective_scan
+from audiomamba_kernels.lti_scan import chunk_maps, lti_chunks
+from audiomamba_kernels.recurrence import linear_recurrence
+from tests.contract import check_kernel, error
+
+STEPS = (1, 2, 63, 127, 128, 129, 300)
+
+
+def rand(*shape: int, complex: bool = False) -> Tensor:
+    real = torch.randn(*shape, dtype=torch.float64)
+    return torch.complex(real, torch.randn(*shape, dtype=torch.float64)) if complex else real
+
+
+def decays(channels: int, n: int, complex: bool) -> Tensor:
+    real = -torch.rand(channels, n, dtype=torch.float64) - 0.01
+    return torch.complex(real, torch.randn(channels, n, dtype=torch.float64)) if complex else real
+
+
+def selective_inputs(steps: int, complex: bool, *, batch: int = 2, channels: int = 5, n: int = 3) -> dict[str, Tensor]:
+    return {
+        "u": rand(batch, steps, channels),
+        "delta": rand(batch, steps, channels),
+        "A": decays(channels, n, complex),
+        "B": rand(batch, steps, n, complex=complex),
+        "C": rand(batch, steps, n, complex=complex),
+        "D": rand(channels),
+        "z": rand(batch, steps, channels),
+        "delta_bias": rand(channels),
+        "initial_state": rand(batch, channels, n, complex=complex),
+    }
+
+
+def lti_inputs(steps: int, complex: bool, *, batch: int = 2, channels: int = 5, n: int = 3) -> dict[str, Tensor]:
+    return {
+        "u": rand(batch, steps, channels),
+        "delta": torch.rand(channels, dtype=torch.float64) * 0.1,
+        "A": decays(channels, n, complex),
+        "B": rand(channels, n, complex=complex),
+        "C": rand(channels, n, complex=complex),
+        "D": rand(channels),
+        "z": rand(batch, steps, channels),
+        "initial_state": rand(batch, channels, n, complex=complex),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_selective_scan_errs_no_more_than_its_reference(steps: int, complex: bool, dtype: torch.dtype) -> None:
+    check_kernel(selective_scan, "torch", dict(selective_inputs(steps, complex)), dtype, delta_softplus=True)
+
+
+@pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("absent", list(itertools.product([False, True], repeat=4)))
+def test_selective_scan_options_present_and_absent(absent: tuple[bool, ...], complex: bool) -> None:
+    inputs: dict[str, Tensor | None] = dict(selective_inputs(7, complex))
+    inputs["delta"] = inputs["delta"].abs()  # type: ignore[union-attr]  # a tensor
+    for name, gone in zip(("D", "z", "delta_bias", "initial_state"), absent, strict=True):
+        inputs[name] = None if gone else inputs[name]
+    check_kernel(selective_scan, "torch", inputs, torch.float64)
+
+
+def test_selective_scan_in_many_chunks_equals_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["audiomamba_kernels.selective_scan.chunked"]
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 5 * 3 * 10)
+    check_kernel(selective_scan, "torch", dict(selective_inputs(64, True)), torch.float64, delta_softplus=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_lti_scan_errs_no_more_than_its_reference(steps: int, complex: bool, dtype: torch.dtype) -> None:
+    check_kernel(lti_scan, "torch", dict(lti_inputs(steps, complex)), dtype)
+
+
+@pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("absent", list(itertools.product([False, True], repeat=3)))
+def test_lti_scan_options_present_and_absent(absent: tuple[bool, ...], complex: bool) -> None:
+    inputs: dict[str, Tensor | None] = dict(lti_inputs(7, complex))
+    for name, gone in zip(("D", "z", "initial_state"), absent, strict=True):
+        inputs[name] = None if gone else inputs[name]
+    check_kernel(lti_scan, "torch", inputs, torch.float64)
+
+
+def test_lti_scan_in_bfloat16_stays_within_its_rounding() -> None:
+    inputs = lti_inputs(300, True)
+    low = {k: v.bfloat16() if k in ("u", "z") else v.to(torch.complex64 if v.is_complex() else torch.float32)
+           for k, v in inputs.items()}  # fmt: skip
+    y, h = lti_scan(**low, output_final_state=True)  # type: ignore[arg-type]
+    exact, _ = lti_scan(**inputs, backend="reference")  # type: ignore[arg-type]
+    assert y.dtype == torch.bfloat16
+    assert h is not None and h.dtype == torch.complex64
+    assert error(y, exact) < 4 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
+def test_lti_scan_is_the_selective_scan_with_constant_parameters(complex: bool) -> None:
+    x = lti_inputs(150, complex)
+    constant = {
+        "delta": x["delta"].expand_as(x["u"]),
+        "B": x["B"][:1].expand(2, 150, -1),
+        "C": x["C"][:1].expand(2, 150, -1),
+    }
+    x["B"], x["C"] = x["B"][:1].expand(5, -1), x["C"][:1].expand(5, -1)
+    y, h = lti_scan(**x, output_final_state=True)  # type: ignore[arg-type]
+    y2, h2 = selective_scan(**{**x, **constant}, output_final_state=True)  # type: ignore[arg-type]
+    torch.testing.assert_close(y, y2)
+    torch.testing.assert_close(h, h2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("absent", list(itertools.product([False, True], repeat=2)))
+@pytest.mark.parametrize(("steps", "width"), [(1, 4), (2, 4), (65, 2), (64, 3), (3, 1)])
+def test_causal_conv1d_errs_no_more_than_its_reference(
+    steps: int, width: int, absent: tuple[bool, bool], activation: str | None, dtype: torch.dtype
+) -> None:
+    inputs: dict[str, Tensor | None] = {
+        "x": rand(2, steps, 5),
+        "weight": rand(5, width),
+        "bias": None if absent[0] else rand(5),
+        "initial_state": None if absent[1] else rand(2, width - 1, 5),
+    }
+    if inputs["initial_state"] is not None and dtype == torch.bfloat16:
+        inputs["initial_state"] = inputs["initial_state"].bfloat16()  # a state read from bfloat16 samples
+    check_kernel(causal_conv1d, "torch", inputs, dtype, activation=activation)
+
+
+def test_causal_conv1d_equals_torch_conv1d() -> None:
+    x, weight, bias = rand(2, 33, 5), rand(5, 4), rand(5)
+    exact = torch.nn.functional.conv1d(x.mT, weight[:, None], bias, padding=3, groups=5)[..., :33].mT
+    torch.testing.assert_close(causal_conv1d(x, weight, bias)[0], exact)
+
+
+@pytest.mark.parametrize("op", ["selective", "lti", "conv"])
+def test_the_reference_passes_gradcheck(op: str) -> None:
+    if op == "conv":
+        inputs = (rand(2, 5, 3), rand(3, 4), rand(3))
+        fn = lambda *x: causal_conv1d(*x, activation="silu", backend="reference")[0]  # noqa: E731
+    elif op == "lti":
+        inputs = tuple(lti_inputs(4, True, channels=2, n=2).values())
+        fn = lambda *x: lti_scan(*x[:7], initial_state=x[7], output_final_state=True, backend="reference")  # noqa: E731
+    else:
+        inputs = tuple(selective_inputs(4, True, channels=2, n=2).values())
+        fn = lambda *x: selective_scan(  # noqa: E731
+            *x[:8], delta_softplus=True, initial_state=x[8], output_final_state=True, backend="reference"
+        )
+    assert torch.autograd.gradcheck(fn, [x.requires_grad_() for x in inputs])
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=st.integers(1, 70), complex=st.booleans(), seed=st.integers(0, 1000))
+def test_linear_recurrence_is_the_loop(steps: int, complex: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    a, b, h = (rand(2, steps, 3, complex=complex) for _ in range(3))
+    got = linear_recurrence(a, b, h[:, 0])
+    state = h[:, 0]
+    for t in range(steps):
+        state = a[:, t] * state + b[:, t]
+        torch.testing.assert_close(got[:, t], state, rtol=1e-9, atol=1e-9)
+
+
+def test_decays_whose_product_underflows_are_exact() -> None:
+    """A product of decays is zero in float32 after 129 such steps; nothing may divide by it."""
+    steps = 2048
+    A = torch.full((1, 1), -16.0)
+    u, delta, ones = torch.ones(1, steps, 1), torch.full((1, steps, 1), 0.05), torch.ones(1, steps, 1)
+    y, _ = selective_scan(u, delta, A, ones, ones)
+    expected = 0.05 / (1 - torch.exp(torch.tensor(-0.8)))
+    torch.testing.assert_close(y[0, -1, 0], expected)
+    y, _ = lti_scan(u, torch.full((1,), 0.05), A, torch.ones(1, 1), torch.ones(1, 1))
+    torch.testing.assert_close(y[0, -1, 0], expected)
+
+
+@pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
+def test_custom_ops_are_registered_right(complex: bool) -> None:
+    """Fake tensors, autograd and aliasing, as torch.compile and torch.export rely on them."""
+    kind = torch.complex64 if complex else torch.float32
+    a, b, h = (rand(2, 9, 3, complex=complex).to(kind).requires_grad_() for _ in range(3))
+    torch.library.opcheck(linear_recurrence, (a, b, h[:, 0].detach()))
+    x = {k: v.to(kind if v.is_complex() else torch.float32) for k, v in lti_inputs(12, complex).items()}
+    maps = chunk_maps(x["delta"], x["A"], x["B"], x["C"], 4)
+    inputs = (x["u"].permute(2, 0, 1), *maps, x["initial_state"])
+    torch.library.opcheck(lti_chunks, [v.detach().clone().requires_grad_() for v in inputs])
+
+
+def test_wrong_shapes_kinds_and_backends_are_refused() -> None:
+    x = selective_inputs(4, True)
+    with pytest.raises(ValueError, match="delta has shape"):
+        selective_scan(**{**x, "delta": x["delta"][:, :3]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be complex as A is"):
+        selective_scan(**{**x, "B": x["B"].real})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="backend is 'cuda'; choose None"):
+        selective_scan(**x, backend="cuda")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no time steps"):
+        causal_conv1d(torch.zeros(1, 0, 3), torch.zeros(3, 4))
+    y = lti_inputs(4, False)
+    with pytest.raises(ValueError, match="must be complex if and only if A"):
+        lti_scan(**{**y, "C": y["C"].to(torch.complex128)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="initial_state has shape"):
+        lti_scan(**{**y, "initial_state": y["initial_state"][:1]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="activation is 'relu'"):
+        causal_conv1d(torch.zeros(1, 2, 3), torch.zeros(3, 4), activation="relu")  # type: ignore[arg-type]
