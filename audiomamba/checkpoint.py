@@ -64,14 +64,18 @@ def load(directory: str | Path) -> WaveformModel:
     try:
         weights = load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}); copy or export it again") from error
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({error}); copy or export it again"
+        ) from error
     with torch.device("meta"):
         model = WaveformModel(config)
     expected = model.state_dict()
     for key in [*expected, *weights]:
         if key not in weights or key not in expected:
             where, what = (CONFIG, WEIGHTS) if key not in weights else (WEIGHTS, CONFIG)
-            raise ValueError(f"{directory}: {key!r} is in {where} but not in {what}; they are not of one model")
+            raise ValueError(
+                f"{directory}: {key!r} is in {where} but not in {what}; they are not of one model"
+            )
         if weights[key].shape != expected[key].shape:
             raise ValueError(
                 f"{directory}: {key!r} is {tuple(expected[key].shape)} by {CONFIG} but {tuple(weights[key].shape)} "
@@ -85,7 +89,9 @@ def read_config(directory: Path) -> ModelConfig:
     """Read a folder's config.json; raises as `load`."""
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} has no {name}; a model is a folder with {CONFIG} and {WEIGHTS}")
+            raise FileNotFoundError(
+                f"{directory} has no {name}; a model is a folder with {CONFIG} and {WEIGHTS}"
+            )
     try:
         values = json.loads((directory / CONFIG).read_text())
         return ModelConfig.from_dict(values["model"])
@@ -127,7 +133,11 @@ def shipped() -> list[str]:
 def sha256(directory: Path) -> str:
     """Return the SHA-256 of a folder's weights, in hex."""
     with (directory / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256(file)
+        )
 
 
 def _sha256(file: Any) -> str:

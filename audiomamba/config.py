@@ -44,7 +44,9 @@ class Tier:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if (self.complex or self.mixer == "s4") and self.d_state % 2:
-            raise ValueError(f"d_state is {self.d_state}; a complex state needs an even number (conjugate pairs)")
+            raise ValueError(
+                f"d_state is {self.d_state}; a complex state needs an even number (conjugate pairs)"
+            )
 
 
 def _mamba_s4_outside_s6_inside() -> tuple[Tier, ...]:
@@ -75,11 +77,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if len(self.tiers) != len(self.pools) + 1:
-            raise ValueError(f"{len(self.tiers)} tiers need {len(self.tiers) - 1} pools; pools is {self.pools}")
+            raise ValueError(
+                f"{len(self.tiers)} tiers need {len(self.tiers) - 1} pools; pools is {self.pools}"
+            )
         if any(pool < 2 for pool in self.pools):
             raise ValueError(f"pools is {self.pools}; every factor must be at least 2")
         if self.d_model < 1 or self.sample_rate < 1:
-            raise ValueError(f"d_model {self.d_model} and sample_rate {self.sample_rate} must be positive")
+            raise ValueError(
+                f"d_model {self.d_model} and sample_rate {self.sample_rate} must be positive"
+            )
 
     @property
     def period(self) -> int:
@@ -98,19 +104,26 @@ class ModelConfig:
             ValueError: If a key is missing or unknown (the first is named), or a value is out of range.
         """
         values = dict(_checked(cls, values, "config"))
-        values["tokenizer"] = Tokenizer(**_checked(Tokenizer, values["tokenizer"], "config.tokenizer"))
+        values["tokenizer"] = Tokenizer(
+            **_checked(Tokenizer, values["tokenizer"], "config.tokenizer")
+        )
         values["tiers"] = tuple(
-            Tier(**_checked(Tier, tier, f"config.tiers[{i}]")) for i, tier in enumerate(values["tiers"])
+            Tier(**_checked(Tier, tier, f"config.tiers[{i}]"))
+            for i, tier in enumerate(values["tiers"])
         )
         values["pools"] = tuple(values["pools"])
         return cls(**values)
 
 
-def unet(d_model: int, n_layers: int, pools: tuple[int, ...], outer: Tier, centre: Tier) -> ModelConfig:
+def unet(
+    d_model: int, n_layers: int, pools: tuple[int, ...], outer: Tier, centre: Tier
+) -> ModelConfig:
     """Return a U-Net with `n_layers` blocks a path, `centre` innermost and `outer` everywhere else."""
     tiers = (outer,) * len(pools) + (centre,)
     return ModelConfig(
-        d_model=d_model, pools=pools, tiers=tuple(dataclasses.replace(t, n_layers=n_layers) for t in tiers)
+        d_model=d_model,
+        pools=pools,
+        tiers=tuple(dataclasses.replace(t, n_layers=n_layers) for t in tiers),
     )
 
 

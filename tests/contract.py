@@ -13,14 +13,20 @@ from audiomamba.state import leaves
 Op = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-def results(op: Op, backend: str, tensors: dict[str, Tensor | None], **options: Any) -> dict[str, Tensor]:
+def results(
+    op: Op, backend: str, tensors: dict[str, Tensor | None], **options: Any
+) -> dict[str, Tensor]:
     """Run an op on copies of `tensors`; return y, the final state and every gradient of a loss that uses both."""
-    inputs = {k: v if v is None else v.detach().clone().requires_grad_() for k, v in tensors.items()}
+    inputs = {
+        k: v if v is None else v.detach().clone().requires_grad_() for k, v in tensors.items()
+    }
     y, final_state = op(**inputs, **options, output_final_state=True, backend=backend)
     assert final_state is not None
     weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
     state_loss = torch.view_as_real(final_state) if final_state.is_complex() else final_state
-    state_weight = torch.linspace(1, 2, state_loss.numel(), dtype=torch.float64).view(state_loss.shape)
+    state_weight = torch.linspace(1, 2, state_loss.numel(), dtype=torch.float64).view(
+        state_loss.shape
+    )
     ((y * weight).sum() + (state_loss * state_weight).sum()).backward()
     out = {"y": y.detach(), "final_state": final_state.detach()}
     for name, x in inputs.items():
@@ -36,14 +42,21 @@ def error(x: Tensor, exact: Tensor) -> float:
     return float((x.to(wide) - exact.to(wide)).norm() / (exact.to(wide).norm() + 1e-30))
 
 
-def check_kernel(op: Op, backend: str, tensors: dict[str, Tensor | None], dtype: torch.dtype, **options: Any) -> None:
+def check_kernel(
+    op: Op, backend: str, tensors: dict[str, Tensor | None], dtype: torch.dtype, **options: Any
+) -> None:
     """Hold a backend to the reference's own error.
 
     Against the float64 reference, a backend may err twice as much as the reference does in the same dtype, plus
     sixteen roundings of float32: it sums in another order. In float64 the "exact" result is a loop's, known to 1e-13.
     """
-    exact = results(op, "reference", {k: _to(v, torch.float64) for k, v in tensors.items()}, **options)
-    narrow = {k: _to(v, dtype if k in ("u", "delta", "B", "C", "z", "x") else torch.float32) for k, v in tensors.items()}
+    exact = results(
+        op, "reference", {k: _to(v, torch.float64) for k, v in tensors.items()}, **options
+    )
+    narrow = {
+        k: _to(v, dtype if k in ("u", "delta", "B", "C", "z", "x") else torch.float32)
+        for k, v in tensors.items()
+    }
     if dtype == torch.float64:
         narrow = {k: _to(v, torch.float64) for k, v in tensors.items()}
     plain = results(op, "reference", narrow, **options)
@@ -54,7 +67,9 @@ def check_kernel(op: Op, backend: str, tensors: dict[str, Tensor | None], dtype:
         assert got[name].shape == plain[name].shape, name
         floor = 1e-13 if dtype == torch.float64 else 16 * torch.finfo(torch.float32).eps
         allowed = 2 * error(plain[name], exact[name]) + floor
-        assert error(got[name], exact[name]) <= allowed, f"{name}: {error(got[name], exact[name])} > {allowed}"
+        assert error(got[name], exact[name]) <= allowed, (
+            f"{name}: {error(got[name], exact[name])} > {allowed}"
+        )
 
 
 def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -65,7 +80,10 @@ def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def check_recurrent(
-    layer: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, initial_state: Any, period: int = 1
+    layer: Callable[[Tensor, Any], tuple[Tensor, Any]],
+    x: Tensor,
+    initial_state: Any,
+    period: int = 1,
 ) -> None:
     """Hold a layer, in float64, to its contract on x (batch, time, ...): however it is cut, the result is the same.
 
@@ -77,7 +95,12 @@ def check_recurrent(
     whole_x = x.detach().clone().requires_grad_(differentiable)
     whole, final = layer(whole_x, None)
     before = [leaf.clone() for leaf in leaves(initial_state)]
-    for cuts in ((period,), (steps - period,), tuple(range(period, steps, period)), (2 * period, 3 * period)):
+    for cuts in (
+        (period,),
+        (steps - period,),
+        tuple(range(period, steps, period)),
+        (2 * period, 3 * period),
+    ):
         cut_x = x.detach().clone().requires_grad_(differentiable)
         state, ys = initial_state, []
         for start, stop in zip((0, *cuts), (*cuts, steps), strict=True):
@@ -101,7 +124,9 @@ def check_causal(fn: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """Change the input from the middle on: everything before must stay bit-equal, and something after must change."""
     middle = x.shape[1] // 2
     other = x.clone()
-    other[:, middle:] = 1 - other[:, middle:] if x.is_floating_point() else (other[:, middle:] + 1) % 7
+    other[:, middle:] = (
+        1 - other[:, middle:] if x.is_floating_point() else (other[:, middle:] + 1) % 7
+    )
     a, b = fn(x), fn(other)
     assert torch.equal(a[:, :middle], b[:, :middle])
     assert not torch.equal(a[:, middle:], b[:, middle:])

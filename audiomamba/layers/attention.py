@@ -31,7 +31,9 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, n_heads: int = 8, context: int = 1024) -> None:
         super().__init__()
         if d_model % (2 * n_heads):
-            raise ValueError(f"d_model is {d_model}; it must be a multiple of 2 * n_heads = {2 * n_heads}")
+            raise ValueError(
+                f"d_model is {d_model}; it must be a multiple of 2 * n_heads = {2 * n_heads}"
+            )
         self.n_heads = n_heads
         self.context = context
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False)
@@ -42,7 +44,9 @@ class Attention(nn.Module):
         past = self.in_proj.weight.new_zeros(batch, self.context - 1, self.out_proj.in_features)
         return AttentionState(past, past, past.new_zeros(batch, self.context - 1, dtype=torch.bool))
 
-    def forward(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
+    def forward(
+        self, x: Tensor, state: AttentionState | None = None
+    ) -> tuple[Tensor, AttentionState]:
         """Map x (batch, time, d_model) to (y of the same shape, state after the last frame)."""
         batch, steps, _ = x.shape
         state = self.initial_state(batch) if state is None else state
@@ -56,10 +60,17 @@ class Attention(nn.Module):
         age = position[past:, None] - position  # (steps, past + steps); 0 is the present
         seen = (age >= 0) & (age < self.context) & filled[:, None, None, :]
         y = F.scaled_dot_product_attention(
-            rotate(self._heads(q), position[past:]), rotate(self._heads(k), position), self._heads(v), attn_mask=seen
+            rotate(self._heads(q), position[past:]),
+            rotate(self._heads(k), position),
+            self._heads(v),
+            attn_mask=seen,
         )
         y = self.out_proj(y.transpose(1, 2).flatten(2))
-        kept = (k[:, steps:].to(state.keys.dtype), v[:, steps:].to(state.values.dtype), filled[:, steps:])
+        kept = (
+            k[:, steps:].to(state.keys.dtype),
+            v[:, steps:].to(state.values.dtype),
+            filled[:, steps:],
+        )
         return y, AttentionState(*kept)
 
     def _heads(self, x: Tensor) -> Tensor:

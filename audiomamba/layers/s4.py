@@ -32,7 +32,9 @@ class S4(nn.Module):
         self.backend = backend
         self.log_dt = nn.Parameter(torch.log(initial_dt(d_model, 1e-3, 1e-1)))
         self.A_log = nn.Parameter(torch.full((d_model, n), math.log(0.5)))
-        self.A_imag = nn.Parameter(math.pi * torch.arange(n, dtype=torch.float32).repeat(d_model, 1))
+        self.A_imag = nn.Parameter(
+            math.pi * torch.arange(n, dtype=torch.float32).repeat(d_model, 1)
+        )
         self.C = nn.Parameter(torch.randn(d_model, n, 2) * 0.5**0.5)
         self.D = nn.Parameter(torch.randn(d_model))
         self.out_proj = nn.Linear(d_model, 2 * d_model)
@@ -52,7 +54,15 @@ class S4(nn.Module):
         """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
         delta, A, B, C = self.parameters_of_scan()
         y, state = lti_scan(
-            x, delta, A, B, C, self.D, initial_state=state, output_final_state=True, backend=self.backend
+            x,
+            delta,
+            A,
+            B,
+            C,
+            self.D,
+            initial_state=state,
+            output_final_state=True,
+            backend=self.backend,
         )
         assert state is not None
         return F.glu(self.out_proj(F.gelu(y)), dim=-1), state

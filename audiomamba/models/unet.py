@@ -77,9 +77,13 @@ class UNet(nn.Module):
 
     def initial_state(self, batch: int) -> UNetState:
         """Return the state for silence."""
-        frame = self.pooling.weight.new_zeros(batch, self.pool, self.pooling.in_features // self.pool)
+        frame = self.pooling.weight.new_zeros(
+            batch, self.pool, self.pooling.in_features // self.pool
+        )
         inner = self.inner.initial_state(batch)
-        return UNetState(self.down.initial_state(batch), frame, inner, frame, self.up.initial_state(batch))
+        return UNetState(
+            self.down.initial_state(batch), frame, inner, frame, self.up.initial_state(batch)
+        )
 
     def forward(self, x: Tensor, state: UNetState | None = None) -> tuple[Tensor, UNetState]:
         """Map x (batch, time, d_model), time a multiple of `period`, to (y, state after the last step).
@@ -93,7 +97,9 @@ class UNet(nn.Module):
         state = self.initial_state(batch) if state is None else state
         h, down = self.down(x, state.down)
         frames = self.pooling(h.reshape(batch, -1, self.pool * d_model))
-        low, inner = self.inner(frames.to(h.dtype), state.inner)  # the residual stream keeps its dtype
+        low, inner = self.inner(
+            frames.to(h.dtype), state.inner
+        )  # the residual stream keeps its dtype
         says = self.unpooling(low).view(batch, -1, self.pool, d_model).to(h.dtype)
         late = torch.cat([state.late[:, None].to(h.dtype), says[:, :-1]], dim=1)
         y, up = self.up(late.view(batch, steps, d_model) + h, state.up)
@@ -108,7 +114,9 @@ class UNet(nn.Module):
         frame = torch.cat([state.frame[:, :at], h, state.frame[:, at + 1 :]], dim=1)
         inner, late = state.inner, state.late
         if at == self.pool - 1:
-            low, inner = self.inner.step(self.pooling(frame.flatten(1))[:, None], inner, phase // self.pool)
+            low, inner = self.inner.step(
+                self.pooling(frame.flatten(1))[:, None], inner, phase // self.pool
+            )
             late = self.unpooling(low).view_as(late)
         return y, UNetState(down, frame, inner, late, up)
 

@@ -59,7 +59,9 @@ class WaveformModel(nn.Module):
         chunk = max(1, chunk // self.config.period) * self.config.period
         start = tokens.new_full((batch, 1), self.config.tokenizer.silence)
         previous = torch.cat([start, tokens[:, :-1]], dim=1)
-        previous = F.pad(previous, (0, -steps % self.config.period), value=self.config.tokenizer.silence)
+        previous = F.pad(
+            previous, (0, -steps % self.config.period), value=self.config.tokenizer.silence
+        )
         state, bits = None, []
         for at in range(0, steps, chunk):
             logits, state = self(previous[:, at : at + chunk], state)

@@ -34,7 +34,9 @@ def odd_even_scan(a: Tensor, b: Tensor) -> Tensor:
     if steps == 1:
         return b
     even = steps - steps % 2
-    a_even, a_odd, a_after = (a, a, a) if a.shape[1] == 1 else (a[:, 0:even:2], a[:, 1:even:2], a[:, 2::2])
+    a_even, a_odd, a_after = (
+        (a, a, a) if a.shape[1] == 1 else (a[:, 0:even:2], a[:, 1:even:2], a[:, 2::2])
+    )
     h_odd = odd_even_scan(a_odd * a_even, torch.addcmul(b[:, 1:even:2], a_odd, b[:, 0:even:2]))
     h = torch.empty_like(b)
     h[:, 1:even:2] = h_odd

@@ -48,7 +48,9 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("options", [{}, {"complex": True}, {"selective": False}, {"selective": False, "complex": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"complex": True}, {"selective": False}, {"selective": False, "complex": True}]
+)
 def test_backends_agree_in_a_block(options: dict[str, bool], backend: Any) -> None:
     torch.manual_seed(0)
     layer, same = Mamba(8, **options).double(), Mamba(8, **options, backend=backend).double()
@@ -77,8 +79,13 @@ def test_initial_values_are_those_of_the_paper() -> None:
     torch.manual_seed(0)
     real, complex = Mamba(64), Mamba(64, complex=True)
     torch.testing.assert_close(real.A(), -torch.arange(1.0, 17).repeat(128, 1))
-    torch.testing.assert_close(complex.A(), torch.complex(torch.tensor(-0.5), torch.arange(8.0)).repeat(128, 1))
-    for step in (torch.nn.functional.softplus(real.dt_proj.bias), Mamba(64, selective=False).log_dt.exp()):
+    torch.testing.assert_close(
+        complex.A(), torch.complex(torch.tensor(-0.5), torch.arange(8.0)).repeat(128, 1)
+    )
+    for step in (
+        torch.nn.functional.softplus(real.dt_proj.bias),
+        Mamba(64, selective=False).log_dt.exp(),
+    ):
         assert 1e-3 * 0.999 <= step.min() < 3e-3
         assert 0.03 < step.max() <= 0.1 * 1.001
     assert real.dt_proj.weight.abs().max() <= real.dt_rank**-0.5
@@ -98,7 +105,9 @@ def test_a_mamba_block_is_the_formula_written_out() -> None:
         h = torch.exp(delta[:, t, :, None] * -layer.A_log.exp()) * h
         h = h + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None]
         ys.append((h @ C[:, t, :, None])[..., 0] + layer.D * u[:, t])
-    torch.testing.assert_close(layer(x)[0], layer.out_proj(torch.stack(ys, 1) * nn.functional.silu(z)))
+    torch.testing.assert_close(
+        layer(x)[0], layer.out_proj(torch.stack(ys, 1) * nn.functional.silu(z))
+    )
 
 
 def test_attention_without_a_window_is_causal_attention() -> None:

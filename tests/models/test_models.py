@@ -20,7 +20,11 @@ REAL, COMPLEX = Tier(d_state=4), Tier(d_state=4, complex=True)
 LTI = Tier(mixer="lti", complex=True, d_state=4)
 S4 = Tier(mixer="s4", d_state=4)
 ATTENTION = Tier(mixer="attention", n_heads=2, context=7, expand=1)
-PAIRS = {"s6, s6": (REAL, REAL), "lti, s6 complex": (LTI, COMPLEX), "s4, attention": (S4, ATTENTION)}
+PAIRS = {
+    "s6, s6": (REAL, REAL),
+    "lti, s6 complex": (LTI, COMPLEX),
+    "s4, attention": (S4, ATTENTION),
+}
 
 
 def small(outer: Tier, centre: Tier, pools: tuple[int, ...] = (3, 2)) -> WaveformModel:
@@ -131,7 +135,11 @@ def test_a_wrong_config_names_the_key(change: dict[str, Any], message: str) -> N
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"mixer": "rnn"}, "mixer is 'rnn'"), ({"n_layers": 0}, "n_layers is 0"), ({"complex": True, "d_state": 3}, "even")],
+    [
+        ({"mixer": "rnn"}, "mixer is 'rnn'"),
+        ({"n_layers": 0}, "n_layers is 0"),
+        ({"complex": True, "d_state": 3}, "even"),
+    ],
 )
 def test_a_wrong_tier_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -29,7 +29,9 @@ def decays(channels: int, n: int, complex: bool) -> Tensor:
     return torch.complex(real, torch.randn(channels, n, dtype=torch.float64)) if complex else real
 
 
-def selective_inputs(steps: int, complex: bool, *, batch: int = 2, channels: int = 5, n: int = 3) -> dict[str, Tensor]:
+def selective_inputs(
+    steps: int, complex: bool, *, batch: int = 2, channels: int = 5, n: int = 3
+) -> dict[str, Tensor]:
     return {
         "u": rand(batch, steps, channels),
         "delta": rand(batch, steps, channels),
@@ -43,7 +45,9 @@ def selective_inputs(steps: int, complex: bool, *, batch: int = 2, channels: int
     }
 
 
-def lti_inputs(steps: int, complex: bool, *, batch: int = 2, channels: int = 5, n: int = 3) -> dict[str, Tensor]:
+def lti_inputs(
+    steps: int, complex: bool, *, batch: int = 2, channels: int = 5, n: int = 3
+) -> dict[str, Tensor]:
     return {
         "u": rand(batch, steps, channels),
         "delta": torch.rand(channels, dtype=torch.float64) * 0.1,
@@ -59,8 +63,12 @@ def lti_inputs(steps: int, complex: bool, *, batch: int = 2, channels: int = 5, 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("steps", STEPS)
-def test_selective_scan_errs_no_more_than_its_reference(steps: int, complex: bool, dtype: torch.dtype) -> None:
-    check_kernel(selective_scan, "torch", dict(selective_inputs(steps, complex)), dtype, delta_softplus=True)
+def test_selective_scan_errs_no_more_than_its_reference(
+    steps: int, complex: bool, dtype: torch.dtype
+) -> None:
+    check_kernel(
+        selective_scan, "torch", dict(selective_inputs(steps, complex)), dtype, delta_softplus=True
+    )
 
 
 @pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
@@ -76,13 +84,21 @@ def test_selective_scan_options_present_and_absent(absent: tuple[bool, ...], com
 def test_selective_scan_in_many_chunks_equals_one(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["audiomamba_kernels.selective_scan.chunked"]
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 5 * 3 * 10)
-    check_kernel(selective_scan, "torch", dict(selective_inputs(64, True)), torch.float64, delta_softplus=True)
+    check_kernel(
+        selective_scan,
+        "torch",
+        dict(selective_inputs(64, True)),
+        torch.float64,
+        delta_softplus=True,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("steps", STEPS)
-def test_lti_scan_errs_no_more_than_its_reference(steps: int, complex: bool, dtype: torch.dtype) -> None:
+def test_lti_scan_errs_no_more_than_its_reference(
+    steps: int, complex: bool, dtype: torch.dtype
+) -> None:
     check_kernel(lti_scan, "torch", dict(lti_inputs(steps, complex)), dtype)
 
 
@@ -135,13 +151,17 @@ def test_causal_conv1d_errs_no_more_than_its_reference(
         "initial_state": None if absent[1] else rand(2, width - 1, 5),
     }
     if inputs["initial_state"] is not None and dtype == torch.bfloat16:
-        inputs["initial_state"] = inputs["initial_state"].bfloat16()  # a state read from bfloat16 samples
+        inputs["initial_state"] = inputs[
+            "initial_state"
+        ].bfloat16()  # a state read from bfloat16 samples
     check_kernel(causal_conv1d, "torch", inputs, dtype, activation=activation)
 
 
 def test_causal_conv1d_equals_torch_conv1d() -> None:
     x, weight, bias = rand(2, 33, 5), rand(5, 4), rand(5)
-    exact = torch.nn.functional.conv1d(x.mT, weight[:, None], bias, padding=3, groups=5)[..., :33].mT
+    exact = torch.nn.functional.conv1d(x.mT, weight[:, None], bias, padding=3, groups=5)[
+        ..., :33
+    ].mT
     torch.testing.assert_close(causal_conv1d(x, weight, bias)[0], exact)
 
 
@@ -152,11 +172,19 @@ def test_the_reference_passes_gradcheck(op: str) -> None:
         fn = lambda *x: causal_conv1d(*x, activation="silu", backend="reference")[0]  # noqa: E731
     elif op == "lti":
         inputs = tuple(lti_inputs(4, True, channels=2, n=2).values())
-        fn = lambda *x: lti_scan(*x[:7], initial_state=x[7], output_final_state=True, backend="reference")  # noqa: E731
+        fn = lambda *x: lti_scan(
+            *x[:7], initial_state=x[7], output_final_state=True, backend="reference"
+        )  # noqa: E731
     else:
         inputs = tuple(selective_inputs(4, True, channels=2, n=2).values())
-        fn = lambda *x: selective_scan(  # noqa: E731
-            *x[:8], delta_softplus=True, initial_state=x[8], output_final_state=True, backend="reference"
+        fn = (
+            lambda *x: selective_scan(  # noqa: E731
+                *x[:8],
+                delta_softplus=True,
+                initial_state=x[8],
+                output_final_state=True,
+                backend="reference",
+            )
         )
     assert torch.autograd.gradcheck(fn, [x.requires_grad_() for x in inputs])
 
@@ -177,7 +205,11 @@ def test_decays_whose_product_underflows_are_exact() -> None:
     """A product of decays is zero in float32 after 129 such steps; nothing may divide by it."""
     steps = 2048
     A = torch.full((1, 1), -16.0)
-    u, delta, ones = torch.ones(1, steps, 1), torch.full((1, steps, 1), 0.05), torch.ones(1, steps, 1)
+    u, delta, ones = (
+        torch.ones(1, steps, 1),
+        torch.full((1, steps, 1), 0.05),
+        torch.ones(1, steps, 1),
+    )
     y, _ = selective_scan(u, delta, A, ones, ones)
     expected = 0.05 / (1 - torch.exp(torch.tensor(-0.8)))
     torch.testing.assert_close(y[0, -1, 0], expected)
@@ -191,7 +223,10 @@ def test_custom_ops_are_registered_right(complex: bool) -> None:
     kind = torch.complex64 if complex else torch.float32
     a, b, h = (rand(2, 9, 3, complex=complex).to(kind).requires_grad_() for _ in range(3))
     torch.library.opcheck(linear_recurrence, (a, b, h[:, 0].detach()))
-    x = {k: v.to(kind if v.is_complex() else torch.float32) for k, v in lti_inputs(12, complex).items()}
+    x = {
+        k: v.to(kind if v.is_complex() else torch.float32)
+        for k, v in lti_inputs(12, complex).items()
+    }
     maps = chunk_maps(x["delta"], x["A"], x["B"], x["C"], 4)
     inputs = (x["u"].permute(2, 0, 1), *maps, x["initial_state"])
     torch.library.opcheck(lti_chunks, [v.detach().clone().requires_grad_() for v in inputs])

@@ -65,8 +65,14 @@ def lti_scan(
     for name, (x, shape) in expected.items():
         if x is not None and x.shape != torch.Size(shape):
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape}")
-        if x is not None and name in ("B", "C", "initial_state") and x.is_complex() != A.is_complex():
-            raise ValueError(f"{name} is {x.dtype}; it must be complex if and only if A ({A.dtype}) is")
+        if (
+            x is not None
+            and name in ("B", "C", "initial_state")
+            and x.is_complex() != A.is_complex()
+        ):
+            raise ValueError(
+                f"{name} is {x.dtype}; it must be complex if and only if A ({A.dtype}) is"
+            )
     if steps < 1:
         raise ValueError("u has no time steps; the scan needs at least one")
     run = lti_scan_reference if choose(backend) == "reference" else lti_scan_chunked

@@ -73,10 +73,14 @@ def selective_scan(
     return y, final_state if output_final_state else None
 
 
-def _check(name: str, x: Tensor | None, shape: tuple[int, ...], complex: bool | None = None) -> None:
+def _check(
+    name: str, x: Tensor | None, shape: tuple[int, ...], complex: bool | None = None
+) -> None:
     if x is None:
         return
     if x.shape != torch.Size(shape):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape}")
     if complex is not None and x.is_complex() != complex:
-        raise ValueError(f"{name} is {x.dtype}; it must be {'complex' if complex else 'real'} as A is")
+        raise ValueError(
+            f"{name} is {x.dtype}; it must be {'complex' if complex else 'real'} as A is"
+        )

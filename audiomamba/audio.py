@@ -1,0 +1,230 @@
+"""Audio files: read as float32 mono at the rate asked for, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from audiomamba.files import replacing
+
+Format = Literal["wav", "flac", "ogg", "mp3"]
+
+SUFFIXES = frozenset(
+    {
+        ".aif",
+        ".aiff",
+        ".au",
+        ".caf",
+        ".flac",
+        ".mp3",
+        ".oga",
+        ".ogg",
+        ".opus",
+        ".rf64",
+        ".w64",
+        ".wav",
+    }
+)
+
+_CODECS = {
+    "wav": ("WAV", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+}
+_BLOCK = 1 << 16
+_WAV_LIMIT_BYTES = (1 << 32) - 4096  # the header counts bytes in 32 bits
+_BYTES = {"PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}
+_LOUDEST = 2.0
+_RATES_HZ = range(1000, 1_000_001)
+
+
+def read(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    *,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+) -> NDArray[np.float32]:
+    """Read an audio file as one channel at `sample_rate`.
+
+    Channels are averaged; any other rate is resampled in high quality (soxr HQ). Peaks a little
+    over full scale, which lossy codecs and resampling make, are clipped to [-1, 1].
+
+    Args:
+        path: Anything that libsndfile reads: WAV, FLAC, Ogg, Opus, MP3, AIFF, CAF and others.
+        sample_rate: Hz.
+        start_seconds: Where to begin.
+        seconds: Read at most this much and no more of the file than that takes; None for all.
+
+    Returns:
+        Samples in [-1, 1], (samples,).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be opened.
+        ValueError: If it is not audio, is damaged, says a rate outside 1 kHz to 1 MHz, holds no
+            sample in the range asked for, a sample that is NaN or infinite, or a peak over 2 (not
+            scaled to [-1, 1]).
+    """
+    return np.concatenate(
+        list(blocks(path, sample_rate, start_seconds=start_seconds, seconds=seconds))
+    )
+
+
+def blocks(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    *,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Read as `read` does, piece by piece, so that memory does not grow with the file.
+
+    Yields:
+        Consecutive pieces, at least one, none of them empty; together what `read` returns.
+
+    Raises:
+        OSError, ValueError: As `read`, at the piece where the fault is found.
+    """
+    if sample_rate < 1:
+        raise ValueError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
+    if not 0 <= start_seconds < math.inf:
+        raise ValueError(f"start_seconds is {start_seconds}; it must be 0 or more")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ValueError(f"seconds is {seconds}; it must be positive")
+    wanted = math.inf if seconds is None else max(1, round(seconds * sample_rate))
+    made = 0
+    with _open(path) as file:
+        if file.samplerate not in _RATES_HZ:
+            raise ValueError(
+                f"{path} says its sample rate is {file.samplerate} Hz; mend its header"
+            )
+        start = round(start_seconds * file.samplerate)
+        if file.frames <= start:
+            length = f"lasts {file.frames / file.samplerate:.6g} s" if file.frames else "is empty"
+            raise ValueError(f"{path} {length}; nothing to read from {start_seconds:.6g} s on")
+        for piece in _resampled(_mono(file, start, path), file.samplerate, sample_rate):
+            if len(piece):
+                yield np.clip(piece[: int(min(len(piece), wanted - made))], -1, 1)
+                made += len(piece)
+            if made >= wanted:
+                return
+    if not made:
+        raise ValueError(f"{path} is too short: no sample is left of it at {sample_rate} Hz")
+
+
+def write(
+    path: str | os.PathLike[str],
+    waveform: NDArray[np.floating[Any]],
+    sample_rate: int,
+    *,
+    format: Format | None = None,
+    subtype: str | None = None,
+) -> None:
+    """Write one channel of audio; `path` appears when the file is complete.
+
+    Args:
+        path: The file; an existing one is replaced.
+        waveform: Samples in [-1, 1], (samples,).
+        sample_rate: Hz.
+        format: "wav", "flac", "ogg" (Vorbis) or "mp3"; None takes it from the suffix. A WAV file
+            over 4 GB is written as RF64.
+        subtype: libsndfile's name of the sample format, such as "PCM_16" (the default for WAV and
+            FLAC), "PCM_24", "FLOAT" or "ULAW".
+
+    Raises:
+        OSError: If the file cannot be written, as on a full disk.
+        ValueError: If the waveform is empty, not one-dimensional, not finite or outside [-1, 1], or
+            the format cannot hold it.
+    """
+    path = Path(path)
+    name = path.suffix[1:].lower() if format is None else format
+    if name not in _CODECS:
+        raise ValueError(
+            f"{name!r} is no audio format; choose one of {', '.join(get_args(Format))}"
+        )
+    if waveform.ndim != 1 or not len(waveform):
+        raise ValueError(
+            f"the waveform has shape {waveform.shape}; it must be (samples,), not empty"
+        )
+    if not np.abs(waveform).max() <= 1:
+        raise ValueError(
+            f"the waveform peaks at {np.abs(waveform).max():.6g}; it must lie in [-1, 1]"
+        )
+    container, default = _CODECS[name]
+    encoded = _encode(waveform, sample_rate, container, subtype or default)
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
+
+
+def _open(path: str | os.PathLike[str]) -> Any:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    with open(path, "rb"):  # the system's own reason, which libsndfile does not tell
+        pass
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
+        raise ValueError(f"{path} is not audio that libsndfile reads: {_reason(error)}") from error
+
+
+def _mono(file: Any, start: int, path: object) -> Iterator[tuple[NDArray[np.float32], bool]]:
+    """Yield (block averaged over channels, whether it is the last)."""
+    done = start
+    try:
+        file.seek(start)
+        while done < file.frames:
+            block = file.read(_BLOCK, dtype="float32", always_2d=True)
+            if not len(block):
+                raise ValueError(f"{path} is cut short: {done} of {file.frames} samples are there")
+            peak = float(np.abs(block).max())
+            if not math.isfinite(peak):
+                raise ValueError(f"{path} holds a sample that is NaN or infinite; repair the file")
+            if peak > _LOUDEST:
+                raise ValueError(f"{path} peaks at {peak:.6g}; scale its samples to [-1, 1]")
+            done += len(block)
+            yield block.mean(axis=1), done >= file.frames
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{path} is damaged: {_reason(error)}") from error
+
+
+def _resampled(
+    pieces: Iterator[tuple[NDArray[np.float32], bool]], rate: int, sample_rate: int
+) -> Iterator[NDArray[np.float32]]:
+    if rate == sample_rate:
+        yield from (piece for piece, _ in pieces)
+        return
+    stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+    for piece, last in pieces:
+        yield stream.resample_chunk(piece, last=last)
+
+
+def _encode(waveform: NDArray[Any], sample_rate: int, container: str, subtype: str) -> io.BytesIO:
+    # In memory, because libsndfile does not report a full disk for every format.
+    encoded = io.BytesIO()
+    if container == "WAV" and _BYTES.get(subtype, 4) * len(waveform) > _WAV_LIMIT_BYTES:
+        container = "RF64"
+    try:
+        with soundfile.SoundFile(encoded, "w", sample_rate, 1, subtype, format=container) as file:
+            for start in range(0, len(waveform), _BLOCK):  # Vorbis overflows the stack on long ones
+                file.write(waveform[start : start + _BLOCK])
+    except (soundfile.SoundFileError, ValueError) as error:
+        raise ValueError(
+            f"{container} cannot hold {subtype} at {sample_rate} Hz: {_reason(error)}"
+        ) from error
+    return encoded
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "error_string", error))
+    return text.removeprefix("Error : ").rstrip(".")

@@ -1,0 +1,193 @@
+"""A folder of audio becomes one file of tokens and an index."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audiomamba import audio
+from audiomamba.data.tokens import INDEX, SPLITS, TOKENS, Split, TokenFile, TokenStore, write_index
+from audiomamba.files import replacing, sha256
+from audiomamba.tokenizer import Tokenizer
+
+
+class UnusableAudioError(ValueError):
+    """An audio file that cannot become tokens; the message names it."""
+
+
+def prepare(
+    directory: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    sample_rate: int = 16000,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenStore:
+    """Turn every audio file under a folder into tokens.
+
+    Writes `tokens.bin`, the levels of all files one after the other (uint8, or little-endian uint16
+    above 8 bits), and `index.json`: sample rate, tokenizer, and for each file its path, split,
+    offset, length, peak and sha256. The index is written last: a folder that has one is complete.
+    The same audio gives the same bytes.
+
+    Subfolders named train, validation and test are the splits where there are any. Otherwise files
+    are split by position in natural order, the first 88 % for training and 6 % each for validation
+    and test (SaShiMi's rule, by which an added file moves others to another split).
+
+    Args:
+        directory: Searched with all its subfolders, hidden files and folders excepted.
+        out: The folder to write; made if it is not there.
+        tokenizer: Defaults to 8-bit mu-law.
+        sample_rate: Hz, of the tokens; other rates are resampled.
+        skip_bad: Leave out files that cannot be used and list them in the index.
+        overwrite: Replace what `out` holds.
+        progress: Called with (files done, files in all) after each file.
+
+    Returns:
+        The tokens, open for reading.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        FileExistsError: If `out` holds prepared tokens and `overwrite` is not given.
+        OSError: If `out` cannot be written.
+        ValueError: If there is no audio, a file is unusable (see `audiomamba.audio.read`), or it
+            lies beside the folders of the splits.
+    """
+    directory, out = Path(directory), Path(out)
+    tokenizer = tokenizer or Tokenizer()
+    if (out / INDEX).exists() and not overwrite:
+        raise FileExistsError(
+            f"{out} already holds prepared tokens; replace them with --overwrite or name another "
+            "folder"
+        )
+    paths = find_audio(directory)
+    splits, split_rule = assign_splits(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / INDEX) as index:
+        with replacing(out / TOKENS) as tokens:
+            files: list[TokenFile] = []
+            skipped: dict[str, str] = {}
+            for done, (path, split) in enumerate(zip(paths, splits, strict=True), start=1):
+                try:
+                    files.append(_append(tokens, directory, path, split, tokenizer, sample_rate))
+                except UnusableAudioError as error:
+                    if not skip_bad:
+                        raise
+                    skipped[str(path)] = str(error)
+                if progress is not None:
+                    progress(done, len(paths))
+            if not files:
+                raise ValueError(f"none of the {len(paths)} audio files in {directory} can be used")
+            (out / INDEX).unlink(missing_ok=True)  # it does not describe what comes now
+        write_index(
+            index,
+            files,
+            tokenizer=tokenizer,
+            sample_rate=sample_rate,
+            split_rule=split_rule,
+            skipped=skipped,
+        )
+    return TokenStore(out)
+
+
+def find_audio(directory: Path) -> list[PurePosixPath]:
+    """Return the audio files under a folder, relative to it, in natural order (2 before 10).
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it holds no audio.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no folder {directory}")
+    found = (p for p in directory.rglob("*") if p.suffix.lower() in audio.SUFFIXES and p.is_file())
+    relative = (PurePosixPath(path.relative_to(directory).as_posix()) for path in found)
+    paths = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
+    if not paths:
+        suffixes = ", ".join(sorted(audio.SUFFIXES))
+        raise ValueError(f"{directory} holds no audio; looked for {suffixes}")
+    return sorted(paths, key=natural)
+
+
+def natural(path: PurePosixPath) -> list[Any]:
+    """Return a sort key by which runs of digits compare as numbers."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+
+
+def assign_splits(paths: list[PurePosixPath]) -> tuple[list[Split], str]:
+    """Return the split of each file, and the rule in words.
+
+    Args:
+        paths: Relative to the prepared folder, in natural order.
+
+    Raises:
+        ValueError: If a file lies beside the folders of the splits, or there are no such folders
+            and too few files to divide.
+
+    Source: fractions and rounding of SaShiMi (state-spaces/s4, configs/dataset/youtubemix.yaml).
+    """
+    if any(path.parts[0] in SPLITS for path in paths):
+        outside = [path for path in paths if path.parts[0] not in SPLITS]
+        if outside:
+            raise ValueError(
+                f"{outside[0]} lies beside the folders train, validation and test; "
+                "move it into one of them"
+            )
+        return [SPLITS[SPLITS.index(path.parts[0])] for path in paths], "by folder"
+    count = len(paths)
+    train, validation = int(0.88 * count), int(0.94 * count)
+    if not 0 < train < validation < count:
+        raise ValueError(
+            f"{count} audio files are too few to split by position; "
+            "put them into folders named train, validation and test"
+        )
+    counts = (train, validation - train, count - validation)
+    splits = [split for split, n in zip(SPLITS, counts, strict=True) for _ in range(n)]
+    return splits, "by position in natural order: 88 % train, 6 % validation, 6 % test"
+
+
+def _append(
+    tokens: Path,
+    directory: Path,
+    path: PurePosixPath,
+    split: Split,
+    tokenizer: Tokenizer,
+    sample_rate: int,
+) -> TokenFile:
+    """Append the tokens of an audio file; of an unusable one nothing stays."""
+    samples, peak = 0, 0.0
+    with open(tokens, "ab") as stream:
+        start = stream.tell()
+        try:
+            for block in _waveform(directory / path, tokenizer, sample_rate):
+                stream.write(tokenizer.encode(block).tobytes())
+                samples += len(block)
+                peak = max(peak, float(np.abs(block).max()))
+        except UnusableAudioError:
+            stream.truncate(start)
+            raise
+    return TokenFile(
+        path=str(path),
+        split=split,
+        offset=start // tokenizer.dtype.itemsize,
+        samples=samples,
+        peak=round(peak, 6),
+        sha256=sha256(directory / path),
+    )
+
+
+def _waveform(path: Path, tokenizer: Tokenizer, sample_rate: int) -> Iterator[NDArray[np.float32]]:
+    try:
+        if tokenizer.encoding == "mu-law-sashimi":  # scales by the whole clip
+            yield audio.read(path, sample_rate)
+        else:
+            yield from audio.blocks(path, sample_rate)
+    except (OSError, ValueError) as error:
+        raise UnusableAudioError(str(error)) from error

@@ -1,0 +1,126 @@
+"""What works on this machine, and how to get the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from importlib.util import find_spec
+
+from audiomamba import __version__
+
+EXTRAS = {
+    "audio": ("librosa", "torchaudio"),
+    "plot": ("matplotlib",),
+    "train": ("lightning", "matplotlib"),
+}
+CORE = (
+    "click",
+    "huggingface_hub",
+    "numba",
+    "numpy",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "torch",
+    "tqdm",
+)
+
+Row = tuple[str, str]
+
+
+def examine() -> tuple[str, bool]:
+    """Return a report for people, and whether the core works: reading, generating, writing."""
+    core = [(name, _state(name)) for name in CORE]
+    healthy = all(not state.startswith("broken") for _, state in core)
+    sections: dict[str, list[Row]] = {"versions": [*_system(), *core]}
+    if healthy:
+        sections["devices"] = list(_devices())
+        sections["kernels"] = list(_kernels())
+    sections["extras"] = [(extra, _extra(extra)) for extra in EXTRAS]
+    lines = []
+    for title, rows in sections.items():
+        lines.append(title)
+        lines += [f"  {name:<16} {state}" for name, state in rows]
+    return "\n".join(lines), healthy
+
+
+def _system() -> Iterator[Row]:
+    yield "audiomamba", __version__
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+
+
+def _state(package: str) -> str:
+    """Return the version of a package, or why it cannot be used."""
+    if find_spec(package) is None:
+        return f"broken: not installed; pip install {package}"
+    try:
+        import_module(package)
+    except Exception as error:  # an import can fail in any way, as torchaudio's and numba's do
+        reason = " ".join(str(error).split())
+        return f"broken: {package} {_version(package)} cannot be imported: {reason}"
+    return _version(package)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _devices() -> Iterator[Row]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    simd = torch.backends.cpu.get_cpu_capability()
+    yield "cpu", f"{platform.machine()}, {cores} cores, {simd}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        yield "cuda", "none: this build of torch is for the CPU"
+    elif not torch.cuda.is_available():
+        yield "cuda", "none: no NVIDIA device or driver found"
+    else:
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            yield f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        yield "mps", "Apple GPU"
+
+
+def _kernels() -> Iterator[Row]:
+    import torch
+
+    from audiomamba_kernels import available_backends
+
+    runs = {
+        "reference": "yes: a loop over time, any device",
+        "torch": "yes: chunked PyTorch, any device, for training",
+    }
+    for backend in available_backends():
+        yield backend, runs.get(backend, "yes")
+    yield "numba", "yes: generation on the CPU"
+    if "triton" in available_backends():
+        return
+    if find_spec("triton") is None:
+        yield "triton", "no: not installed; pip install triton (Linux with an NVIDIA device)"
+    elif not torch.cuda.is_available():
+        yield "triton", f"no: triton {_version('triton')} is there, but no CUDA device"
+    else:
+        yield "triton", f"no: triton {_version('triton')} is there, but has no kernel here yet"
+
+
+def _extra(extra: str) -> str:
+    states = {package: _state(package) for package in EXTRAS[extra]}
+    missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
+    if missing:
+        return f'missing {", ".join(missing)}; pip install "audiomamba[{extra}]"'
+    broken = [state for state in states.values() if state.startswith("broken")]
+    if broken:
+        remedy = ""
+        if "torchaudio" in broken[0]:
+            remedy = (
+                "; torchaudio 2.11 works with torch 2.11 from PyPI only: pip install torch==2.11.0"
+            )
+        return f"{broken[0]}{remedy}"
+    return ", ".join(f"{package} {state}" for package, state in states.items())

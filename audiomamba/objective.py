@@ -1,0 +1,69 @@
+"""The training objective as one function of tensors, so that a GPU can replay it as one graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiomamba.layers.block import Block
+from audiomamba.models.waveform import WaveformModel
+from audiomamba.state import leaves, map_state
+
+
+class Objective(nn.Module):
+    """Negative log-likelihood of a chunk, in nats per sample, and the state after it.
+
+    Args:
+        network: The model.
+        autocast: Dtype of matrix products (bfloat16), or None for float32.
+    """
+
+    def __init__(self, network: WaveformModel, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.network, self.autocast = network, autocast
+        self.loss = nats_per_sample
+
+    def forward(self, previous: Tensor, target: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Map tokens (batch, time) int64 and the leaves of a state to (mean loss, leaves of the next state)."""
+        batch = len(previous)
+        fresh = self.network.initial_state(batch)
+        given = iter(state)
+        start = map_state(lambda _: next(given), fresh) if state else fresh
+        # No cache of cast weights: a captured graph must cast them anew at each replay.
+        with torch.autocast(
+            previous.device.type,
+            self.autocast,
+            enabled=self.autocast is not None,
+            cache_enabled=False,
+        ):
+            y, end = self.network.unet(self.network.embedding(previous), start)
+            loss = self.loss(self.network.head, self.network.norm(y), target)
+        return loss, *(leaf.detach() for leaf in leaves(end))
+
+
+def nats_per_sample(head: nn.Module, y: Tensor, target: Tensor) -> Tensor:
+    """Return the mean cross-entropy, in float32, of head(y (batch, time, d_model))."""
+    return F.cross_entropy(head(y).float().flatten(0, 1), target.flatten())
+
+
+def compile_blocks(objective: Objective) -> None:
+    """Compile each block and the loss with torch.compile; blocks of one shape share their code."""
+    for module in objective.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=False)
+    objective.loss = torch.compile(nats_per_sample, dynamic=False)
+
+
+def capture(objective: Objective, batch: int, length: int, carry_state: bool) -> Any:
+    """Record forward and backward as CUDA graphs, which replay without the host's work on thousands of small kernels.
+
+    The inputs must keep their shapes; the outputs are overwritten by the next call.
+    """
+    device = objective.network.head.weight.device
+    tokens = torch.zeros(batch, length, dtype=torch.long, device=device)
+    state = leaves(objective.network.initial_state(batch)) if carry_state else []
+    inputs = (tokens, tokens.clone(), *(leaf.detach() for leaf in state))
+    return torch.cuda.make_graphed_callables(objective, inputs, allow_unused_input=True)

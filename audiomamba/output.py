@@ -1,0 +1,116 @@
+"""Where generated audio goes: checked before the work, written with a record of how it was made."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audiomamba import __version__, audio
+from audiomamba.audio import Format
+from audiomamba.files import replacing
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that files can be written into a folder, which is made if it is not there.
+
+    Raises:
+        OSError: If they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write into {folder} ({error.strerror}); name another folder with --output-dir"
+        ) from error
+
+
+def targets(
+    folder: Path, model: str, seed: int, num: int, format: Format, *, overwrite: bool
+) -> list[Path]:
+    """Return the names of the files to come: MODEL_SEED_INDEX.FORMAT.
+
+    Raises:
+        FileExistsError: If one of them, or its record, is there and may not be overwritten.
+    """
+    stem = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "model"
+    paths = [folder / f"{stem}_{seed}_{index}.{format}" for index in range(num)]
+    there = [name for path in paths for name in (path, record_path(path)) if name.exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{there[0]} is there already; add --overwrite, or choose another --seed or "
+            "--output-dir"
+        )
+    return paths
+
+
+def check_space(folder: Path, samples: int) -> None:
+    """Make sure that a folder has room for so many samples of 16 bits.
+
+    Raises:
+        OSError: If it has not.
+    """
+    needed, free = 2 * samples, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} has {free / 1e6:.0f} MB free and the audio takes {needed / 1e6:.0f} MB; "
+            "free some space, name another folder with --output-dir, or ask for less"
+        )
+
+
+def record_path(path: Path) -> Path:
+    """Return the name of the record beside an audio file."""
+    return path.with_suffix(".json")
+
+
+def write_take(
+    path: Path,
+    waveform: NDArray[np.floating[Any]],
+    sample_rate: int,
+    record: Mapping[str, Any],
+    *,
+    format: Format,
+) -> None:
+    """Write audio, and beside it as JSON the record of how it was made.
+
+    Args:
+        path: The audio file.
+        waveform: Samples in [-1, 1], (samples,).
+        sample_rate: Hz.
+        record: What makes the same audio again; versions and what the file holds are added.
+        format: As `audiomamba.audio.write`.
+
+    Raises:
+        OSError: If either cannot be written. Neither then appears half-written.
+    """
+    values = {
+        "file": path.name,
+        "sample_rate": sample_rate,
+        "samples": len(waveform),
+        **record,
+        "versions": versions(),
+    }
+    with replacing(record_path(path)) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        audio.write(path, waveform, sample_rate, format=format)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions on which the samples may depend."""
+    return {
+        "audiomamba": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: metadata.version(name) for name in ("numba", "numpy", "torch")},
+    }

@@ -1,0 +1,87 @@
+"""Everything that defines a training run but the model, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained.
+
+    The defaults are the Mamba paper's for YouTubeMix (arXiv 2312.00752, appendices E.2.1, E.4.1).
+
+    Attributes:
+        data: Folder made by `audiomamba prepare`.
+        out: Folder of the run.
+        steps: Optimiser steps of the whole run; the learning rate's course is laid over them.
+        batch: Rows a step, on each device.
+        length: Samples a row, a multiple of the model's period.
+        learning_rate: At the end of the warm-up.
+        min_learning_rate: At the end of the run.
+        warmup: Fraction of the steps in which the learning rate rises, linearly, from zero.
+        weight_decay: AdamW's; none on A, the step size, B, C, D, biases and norms.
+        betas: AdamW's.
+        gradient_clip: Largest norm of the gradient; 0 does not clip.
+        ema_decay: Of the averaged weights, which are validated and exported; 0 is no average.
+        precision: auto (bf16-mixed on CUDA, else 32-true) or any that lightning takes.
+        carry_state: Walk through clips by chunks with carried state (TBPTT), not random crops.
+        seed: Of the initial weights and the data's order.
+        validate_every: Steps from one validation to the next.
+        validation_seconds: Audio read in a validation, from the start of every clip; None is all.
+        validation_batch: Clips validated side by side.
+        checkpoint_every: Steps from one checkpoint to the next.
+        log_every: Steps from one line of the log to the next.
+        compile: Compile the network with torch.compile; None does so on CUDA.
+        cuda_graph: On CUDA, replay forward and backward as one recorded graph.
+        max_minutes: Stop cleanly after so long, to be resumed; None never does.
+        accelerator: Lightning's: auto, cpu, gpu, mps.
+        devices: Number of devices a node, or auto.
+        strategy: Lightning's: auto, ddp.
+        nodes: Number of machines.
+    """
+
+    data: str = ""
+    out: str = "run"
+    steps: int = 200_000
+    batch: int = 16
+    length: int = 61440
+    learning_rate: float = 2e-3
+    min_learning_rate: float = 1e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "auto"
+    carry_state: bool = False
+    seed: int = 0
+    validate_every: int = 2000
+    validation_seconds: float | None = None
+    validation_batch: int = 8
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    compile: bool | None = None
+    cuda_graph: bool = True
+    max_minutes: float | None = None
+    accelerator: str = "auto"
+    devices: str = "auto"
+    strategy: str = "auto"
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "length", "nodes", "log_every", "validation_batch"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("validate_every", "checkpoint_every"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
+        for name in ("min_learning_rate", "weight_decay", "gradient_clip"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        for name in ("warmup", "ema_decay"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+
+
+def _require(name: str, value: Any, good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {value}; it must be {what}")

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import audiomamba
+from audiomamba import checkpoint
+from audiomamba.audiomodel import AudioModel, check_device
+from audiomamba.config import ModelConfig, Tier
+from audiomamba.models.waveform import WaveformModel
+
+TIERS = (Tier(mixer="lti", n_layers=1, d_state=2), Tier(mixer="s6", n_layers=1, d_state=2))
+
+
+@pytest.fixture(scope="module")
+def model() -> AudioModel:
+    torch.manual_seed(0)
+    config = ModelConfig(sample_rate=100, d_model=8, tiers=TIERS, pools=(4,))
+    return AudioModel(WaveformModel(config), name="tiny")
+
+
+def tone(samples: int) -> np.ndarray:
+    return np.sin(np.arange(samples) / 5).astype(np.float32) * 0.5
+
+
+def test_generate_gives_the_seconds_asked_for(model: AudioModel) -> None:
+    wave = model.generate(0.5, num=2)
+    assert wave.shape == (2, 50)
+    assert wave.dtype == np.float32
+    assert np.abs(wave).max() <= 1
+    assert np.array_equal(model.generate(samples=50)[0], wave[0])
+    assert model.generate().shape == (1, 1000)
+
+
+def test_generate_begins_with_the_prompt(model: AudioModel) -> None:
+    start = tone(13)
+    for prompt in (start, torch.from_numpy(start)):
+        wave = model.generate(samples=20, prompt=prompt, num=2)
+        assert wave.shape == (2, 33)
+        assert np.array_equal(wave[:, :13], np.stack([start, start]))
+    rest = dict(model.generate_each(samples=20, prompt=start, num=2))
+    assert np.array_equal(rest[1], wave[1, 13:])
+    assert not np.array_equal(rest[0], model.generate(samples=20)[0])
+
+
+def test_options_reach_the_sampling(model: AudioModel) -> None:
+    plain = model.generate(samples=80, seed=1)
+    for options in ({"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.1}, {"seed": 2}):
+        assert not np.array_equal(plain, model.generate(samples=80, **{"seed": 1, **options}))  # type: ignore[arg-type]
+    greedy = model.generate(samples=80, temperature=0)
+    assert np.array_equal(greedy, model.generate(samples=80, temperature=0, seed=5))
+
+
+def test_generate_each_takes_up_at_any_index(model: AudioModel) -> None:
+    whole = model.generate(samples=30, num=4)
+    for index, wave in model.generate_each(samples=30, first=2, num=2):
+        assert np.array_equal(wave, whole[index])
+
+
+def test_nll_is_the_mean_over_samples_of_a_batch(model: AudioModel) -> None:
+    wave = np.stack([tone(50), -tone(50)])
+    each = [model.nll(row) for row in wave]
+    assert model.nll(wave) == pytest.approx(np.mean(each), rel=1e-6)
+    assert model.nll(torch.from_numpy(wave)) == pytest.approx(model.nll(wave))
+    assert 4 < each[0] < 12
+    assert model.nll(tone(1)) > 0
+
+
+def test_nll_scores_what_is_generated_as_likelier_than_noise(model: AudioModel) -> None:
+    likely = model.generate(samples=400, temperature=0.5)
+    noise = np.random.default_rng(0).uniform(-1, 1, 400).astype(np.float32)
+    assert model.nll(likely) < model.nll(noise)
+
+
+def test_a_saved_model_loads_equal(model: AudioModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "saved")
+    loaded = audiomamba.load(tmp_path / "saved")
+    assert loaded.config == model.config
+    assert loaded.name == str(tmp_path / "saved")
+    assert loaded.weights_sha256 == checkpoint.sha256(tmp_path / "saved")
+    assert loaded.device == torch.device("cpu")
+    assert loaded.engine == "numba"
+    assert loaded.sample_rate == 100
+    assert loaded.tokenizer.levels == 256
+    assert np.array_equal(loaded.generate(samples=20), model.generate(samples=20))
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e-4])
+def test_a_length_of_no_sample_is_refused(model: AudioModel, seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds is"):
+        model.generate(seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"samples": 0}, "samples is 0"),
+        ({"num": 0}, "num is 0"),
+        ({"first": -1}, "first -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"prompt": np.empty(0, np.float32)}, "the prompt is empty"),
+        ({"prompt": np.zeros((2, 9), np.float32)}, "must be mono"),
+        ({"prompt": np.array([0, np.nan, 0], np.float32)}, "the prompt is NaN .* sample 1"),
+        ({"prompt": np.array([0, 2.0])}, "a sample is 2"),
+        ({"prompt": np.zeros(9, np.int16)}, "the prompt is int16"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_made(
+    model: AudioModel, options: dict[str, object], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        model.generate_each(**{"samples": 5, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("waveform", "match"),
+    [
+        (np.empty((2, 0), np.float32), "the waveform is empty"),
+        (np.zeros((1, 2, 3), np.float32), r"shape \(1, 2, 3\)"),
+        (np.array([[0, 0], [0, np.inf]], np.float32), "infinite at sample 1"),
+        ([0.0, 0.1], "is list"),
+    ],
+)
+def test_a_waveform_that_is_none_is_refused(
+    model: AudioModel, waveform: object, match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        model.nll(waveform)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["warp", "cuda:99", "meta", "mps"])
+def test_a_device_that_cannot_be_used_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="device is"):
+        check_device(device)
+
+
+def test_an_unknown_model_is_reported() -> None:
+    with pytest.raises(FileNotFoundError, match="no model 'nonsense'"):
+        audiomamba.load("nonsense")

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import audiomamba
+from audiomamba import doctor
+from audiomamba.cli import main
+
+
+@pytest.fixture(autouse=True)
+def few_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", {"plot": ("matplotlib",)})  # lightning takes seconds
+
+
+def row(text: str, name: str) -> str:
+    match = re.search(rf"^  {name} +(.*)$", text, re.MULTILINE)
+    assert match is not None, text
+    return match[1]
+
+
+def package(folder: Path, name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_a_working_machine_is_healthy() -> None:
+    text, healthy = doctor.examine()
+    assert healthy
+    assert row(text, "audiomamba") == audiomamba.__version__
+    assert row(text, "torch").startswith(torch.__version__.split("+")[0])
+    assert "cores" in row(text, "cpu")
+    assert row(text, "reference").startswith("yes")
+    assert row(text, "numba").count(".") or row(text, "numba").startswith("yes")
+    assert re.search(r"^  triton +(yes|no: .+)$", text, re.MULTILINE)
+
+
+def test_the_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["doctor"])
+    titles = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert titles == ["versions", "devices", "kernels", "extras"]
+
+
+def test_a_broken_core_is_told_and_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package(tmp_path, "torn", "raise OSError('libtorn.so:\\nnot found')", monkeypatch)
+    monkeypatch.setattr(doctor, "CORE", ("numpy", "torn", "absent_package"))
+    with pytest.raises(SystemExit, match="1"):
+        main(["doctor"])
+    text = capsys.readouterr().out
+    expected = "broken: torn of unknown version cannot be imported: libtorn.so: not found"
+    assert row(text, "torn") == expected
+    assert row(text, "absent_package") == "broken: not installed; pip install absent_package"
+    assert "kernels" not in text.splitlines()
+
+
+def test_a_missing_extra_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", {"train": ("absent_package", "matplotlib")})
+    text, healthy = doctor.examine()
+    assert healthy
+    assert row(text, "train") == 'missing absent_package; pip install "audiomamba[train]"'
+
+
+def test_a_torchaudio_of_another_torch_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package(tmp_path, "torchaudio_x", "raise RuntimeError('different CUDA')", monkeypatch)
+    monkeypatch.setattr(doctor, "EXTRAS", {"audio": ("torchaudio_x",)})
+    state = row(doctor.examine()[0], "audio")
+    assert state.startswith("broken: torchaudio_x of unknown version cannot be imported: different")
+    assert state.endswith("pip install torch==2.11.0")
+
+
+def test_the_extras_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    declared: dict[str, set[str]] = {}
+    core: set[str] = set()
+    for requirement in metadata.requires("audiomamba") or []:
+        name = re.split(r"[^\w-]", requirement)[0]
+        if extra := re.search(r"extra == ['\"](\w+)['\"]", requirement):
+            declared.setdefault(extra[1], set()).add(name)
+        else:
+            core.add(name)
+    assert {extra: set(names) for extra, names in doctor.EXTRAS.items()} == {
+        extra: names for extra, names in declared.items() if extra != "test"
+    }
+    assert {name.replace("_", "-") for name in doctor.CORE} == {
+        name.replace("_", "-") for name in core - {"triton"}
+    }

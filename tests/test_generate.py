@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from audiomamba.config import ModelConfig, Tier
+from audiomamba.generate import Job, choose_engine, generate_streams, prefill
+from audiomamba.models.waveform import WaveformModel
+from audiomamba.sampling import Sampling
+
+TIERS = (
+    Tier(mixer="lti", complex=True, n_layers=1, d_state=4),
+    Tier(mixer="s6", complex=True, n_layers=1, d_state=4),
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> WaveformModel:
+    torch.manual_seed(0)
+    return WaveformModel(ModelConfig(d_model=32, tiers=TIERS, pools=(3,))).eval()
+
+
+@pytest.fixture(scope="module")
+def attention() -> WaveformModel:
+    torch.manual_seed(0)
+    tier = Tier(mixer="attention", n_heads=2, n_layers=1, context=5)
+    return WaveformModel(ModelConfig(d_model=8, tiers=(TIERS[0], tier), pools=(3,))).eval()
+
+
+def make(network: WaveformModel, job: Job, **options: object) -> dict[int, np.ndarray]:
+    return dict(generate_streams(network, job, **options))  # type: ignore[arg-type]
+
+
+def prompt(samples: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, samples)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 50, 0.9)], ids=["all", "cut"])
+def test_both_engines_make_the_same(
+    network: WaveformModel, length: int, sampling: Sampling
+) -> None:
+    # An engine may differ where a random number falls on an edge between two levels, to rounding:
+    # about once in 10^5 samples.
+    job = Job(samples=100, seed=3, sampling=sampling, prompt=prompt(length))
+    compiled = make(network, job, num=2, engine="numba")
+    stepped = make(network, job, num=2, engine="torch")
+    for index in range(2):
+        assert compiled[index].shape == (100,)
+        assert compiled[index].dtype == np.int64
+        assert np.array_equal(compiled[index], stepped[index])
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_a_stream_depends_on_seed_and_index_alone(network: WaveformModel, engine: str) -> None:
+    job = Job(samples=40, seed=9)
+    together = make(network, job, num=3, engine=engine)
+    assert sorted(together) == [0, 1, 2]
+    for index in range(3):
+        alone = make(network, job, first=index, engine=engine)
+        assert np.array_equal(alone[index], together[index])
+    assert not np.array_equal(together[0], together[1])
+    other = make(network, Job(samples=40, seed=10), engine=engine)
+    assert not np.array_equal(other[0], together[0])
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_a_shorter_job_is_the_beginning_of_a_longer(network: WaveformModel, engine: str) -> None:
+    short = make(network, Job(samples=17), engine=engine)[0]
+    long = make(network, Job(samples=40), engine=engine)[0]
+    assert np.array_equal(short, long[:17])
+
+
+def test_what_was_made_continues_as_a_prompt(network: WaveformModel) -> None:
+    whole = make(network, Job(samples=60))[0]
+    for cut in (1, 30, 31):
+        rest = make(network, Job(samples=60 - cut, prompt=whole[:cut]))[0]
+        assert np.array_equal(rest, whole[cut:])
+
+
+def test_a_long_prompt_is_read_in_chunks(
+    network: WaveformModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, read = prefill(network, prompt(100))
+    monkeypatch.setattr("audiomamba.generate.CHUNK", 10)
+    parts, read_in_parts = prefill(network, prompt(100))
+    assert read == read_in_parts == 99
+    torch.testing.assert_close(whole, parts)
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_progress_counts_every_sample(network: WaveformModel, engine: str) -> None:
+    counts: list[int] = []
+    thread = threading.get_ident()
+
+    def count(made: int) -> None:
+        assert threading.get_ident() == thread
+        counts.append(made)
+
+    make(network, Job(samples=50, prompt=prompt(4)), num=2, engine=engine, progress=count)
+    assert sum(counts) == 100
+    assert len(counts) > 1
+
+
+def test_closing_the_iterator_stops_the_work(network: WaveformModel) -> None:
+    before = threading.active_count()
+    streams = generate_streams(network, Job(samples=5000), num=1000)
+    next(iter(streams))
+    streams.close()  # type: ignore[attr-defined]  # a generator
+    assert threading.active_count() == before
+
+
+def test_an_interrupt_stops_the_work(network: WaveformModel) -> None:
+    def interrupt(made: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        make(network, Job(samples=5_000_000), progress=interrupt)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_weights_that_make_nan_are_reported(engine: str) -> None:
+    broken = WaveformModel(ModelConfig(d_model=32, tiers=TIERS, pools=(3,))).eval()
+    with torch.no_grad():
+        broken.head.bias[7] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        make(broken, Job(samples=5), engine=engine)
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_streams_depend_on_seed_and_index_alone() -> None:
+    torch.manual_seed(0)
+    network = WaveformModel(ModelConfig()).eval().cuda()
+    job = Job(samples=40, prompt=prompt(300), sampling=Sampling(0.9, 100, 0.95))
+    assert choose_engine(network) == "torch"
+    together = make(network, job, num=10)
+    for index in (0, 7, 9):
+        assert np.array_equal(make(network, job, first=index)[index], together[index])
+    on_cpu = make(network.cpu(), job)[0]
+    assert np.array_equal(on_cpu[:20], together[0][:20])
+
+
+def test_attention_runs_in_pytorch_and_says_so(
+    network: WaveformModel, attention: WaveformModel
+) -> None:
+    assert choose_engine(network) == "numba"
+    assert choose_engine(attention) == "torch"
+    job = Job(samples=20, prompt=prompt(4))
+    assert make(attention, job, num=2)[1].shape == (20,)
+    with pytest.raises(ValueError, match="without attention"):
+        make(attention, job, engine="numba")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"num": 0}, "num is 0"), ({"first": -1}, "first -1"), ({"engine": "x"}, "engine is 'x'")],
+)
+def test_counts_out_of_range_are_refused_at_once(
+    network: WaveformModel, options: dict[str, int], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        generate_streams(network, Job(samples=1), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("token", [-1, 256])
+def test_a_prompt_of_other_tokens_is_refused(network: WaveformModel, token: int) -> None:
+    with pytest.raises(ValueError, match="levels 0 to 255"):
+        generate_streams(network, Job(samples=1, prompt=np.array([3, token])))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"), [({"samples": 0}, "samples is 0"), ({"seed": -1}, "seed is -1")]
+)
+def test_jobs_out_of_range_are_refused(options: dict[str, int], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Job(**{"samples": 1, **options})  # type: ignore[arg-type]
