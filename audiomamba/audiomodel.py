@@ -14,6 +14,7 @@ from torch import Tensor
 from audiomamba import checkpoint
 from audiomamba.config import ModelConfig
 from audiomamba.engine.engine import Engine
+from audiomamba.files import sha256
 from audiomamba.generate import EngineName, Job, choose_engine, generate_streams
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
@@ -188,7 +189,9 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
     place = check_device(device)
     directory = checkpoint.find(name)
     network = checkpoint.load(directory).to(place)
-    return AudioModel(network, name=str(name), weights_sha256=checkpoint.sha256(directory))
+    return AudioModel(
+        network, name=str(name), weights_sha256=sha256(directory / checkpoint.WEIGHTS)
+    )
 
 
 def count_samples(seconds: float, sample_rate: int) -> int:

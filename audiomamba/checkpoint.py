@@ -1,19 +1,19 @@
-"""Models on disk: config.json beside model.safetensors, in a shipped folder, any folder, or a Hugging Face repository."""
+"""Models on disk: config.json beside model.safetensors; shipped, in a folder, or on the Hub."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from audiomamba.config import ModelConfig
+from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
 
 CONFIG = "config.json"
@@ -37,17 +37,17 @@ def save(
         config: What defines the model.
         weights: The state dict of a `WaveformModel`.
         dtype: Stored type; float16 halves the file and costs less than the rounding to 256 levels.
-        training: Plain values to keep in the config under "training" (steps, data, scores); never read on loading.
+        training: Plain values to keep in the config under "training" (steps, data, scores); never
+            read on loading.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    part = directory / f"{WEIGHTS}.part"
-    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}, part)
-    os.replace(part, directory / WEIGHTS)
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
     values = {"format": 1, "model": config.to_dict(), "training": training or {}}
-    part = directory / f"{CONFIG}.part"
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(part, directory / CONFIG)
+    with replacing(directory / WEIGHTS) as part:
+        part.write_bytes(serialize(tensors))
+    with replacing(directory / CONFIG) as part:
+        part.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def load(directory: str | Path) -> WaveformModel:
@@ -55,8 +55,8 @@ def load(directory: str | Path) -> WaveformModel:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the config or the weights are damaged, or do not belong together (the first differing key is
-            named).
+        ValueError: If the config or the weights are damaged, or do not belong together (the first
+            differing key is named).
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -78,8 +78,8 @@ def load(directory: str | Path) -> WaveformModel:
             )
         if weights[key].shape != expected[key].shape:
             raise ValueError(
-                f"{directory}: {key!r} is {tuple(expected[key].shape)} by {CONFIG} but {tuple(weights[key].shape)} "
-                f"in {WEIGHTS}; they are not of one model"
+                f"{directory}: {key!r} is {tuple(expected[key].shape)} by {CONFIG} but "
+                f"{tuple(weights[key].shape)} in {WEIGHTS}; they are not of one model"
             )
     model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     return model.eval()
@@ -100,7 +100,9 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def find(name: str | Path) -> Path:
-    """Return the folder of a model: a shipped name, a folder, or a Hugging Face id (downloaded once and cached).
+    """Return the folder of a model: a shipped name, a folder, or a Hugging Face id.
+
+    What comes from the Hub is downloaded once and cached.
 
     Raises:
         ValueError: If `name` is a pickle, which could run code, or a single file.
@@ -109,7 +111,8 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if path.suffix.lower() in PICKLES:
         raise ValueError(
-            f"{name} is a pickle, which can run code; audiomamba loads a folder with {CONFIG} and {WEIGHTS} only"
+            f"{name} is a pickle, which can run code; audiomamba loads a folder with {CONFIG} and "
+            f"{WEIGHTS} only"
         )
     if path.is_dir():
         return path
@@ -120,31 +123,14 @@ def find(name: str | Path) -> Path:
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _download(name)
     raise FileNotFoundError(
-        f"no model {str(name)!r}: it is no folder, no Hugging Face id (owner/name), and not one of the shipped: "
-        f"{', '.join(shipped()) or 'none'}"
+        f"no model {str(name)!r}: it is no folder, no Hugging Face id (owner/name), and not one of "
+        f"the shipped: {', '.join(shipped()) or 'none'}"
     )
 
 
 def shipped() -> list[str]:
     """Return the names of the models inside the package."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
-
-
-def sha256(directory: Path) -> str:
-    """Return the SHA-256 of a folder's weights, in hex."""
-    with (directory / WEIGHTS).open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256(file)
-        )
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _download(repository: str) -> Path:

@@ -339,7 +339,7 @@ def prepare(
     Subfolders train, validation and test are the splits; without them files are split 88, 6 and 6 %
     by position in natural order.
     """
-    from audiomamba.data import prepare as prepare_folder
+    from audiomamba.data.prepare import prepare as prepare_folder
     from audiomamba.data.tokens import SPLITS
     from audiomamba.progress import FileBar
     from audiomamba.tokenizer import Tokenizer
@@ -406,11 +406,6 @@ def _evaluate_tokens(
     from audiomamba.progress import AudioBar
 
     store = TokenStore(path)
-    if store.sample_rate != model.sample_rate:
-        raise ValueError(
-            f"the tokens in {path} are at {store.sample_rate} Hz and the model is at "
-            f"{model.sample_rate} Hz; prepare the audio with --sample-rate {model.sample_rate}"
-        )
     total = sum(file.samples for file in store.files(split)) / store.sample_rate
     with AudioBar(min(total, seconds or math.inf), quiet=quiet) as bar:
         return evaluate_tokens(

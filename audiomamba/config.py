@@ -17,13 +17,14 @@ class Tier:
     """The blocks at one rate of the U-Net.
 
     Attributes:
-        mixer: "s6" (Mamba), "lti" (Mamba with constant step size, B and C: "Mamba-S4"), "s4" (S4 + MLP, SaShiMi's
-            block) or "attention" (causal attention + MLP).
+        mixer: "s6" (Mamba), "lti" (Mamba with constant step size, B and C: "Mamba-S4"), "s4" (S4 +
+            MLP, SaShiMi's block) or "attention" (causal attention + MLP).
         complex: Whether A is complex ("s6", "lti"); "s4" always is.
         n_layers: Blocks on each path through this tier (the innermost tier has one path).
         d_state: Real state dimensions a channel; a complex model holds d_state / 2 conjugate pairs.
         d_conv: Width of the short convolution ("s6", "lti").
-        expand: Inner width over model width: of a Mamba block, or of the MLP of "s4" and "attention".
+        expand: Inner width over model width: of a Mamba block, or of the MLP of "s4" and
+            "attention".
         n_heads: Attention heads ("attention").
         context: Frames that attention sees, the present one included ("attention").
     """
@@ -58,15 +59,17 @@ def _mamba_s4_outside_s6_inside() -> tuple[Tier, ...]:
 class ModelConfig:
     """An autoregressive waveform model.
 
-    The default is the YouTubeMix shape of the Mamba paper (appendix E.4.1: width 64, 3 blocks a stage, pooling 16 and
-    16) with the mixers its ablation found best (figure 10: complex, time-invariant outside, selective centre).
+    The default is the YouTubeMix shape of the Mamba paper (appendix E.4.1: width 64, 3 blocks a
+    stage, pooling 16 and 16) with the mixers its ablation found best (figure 10: complex,
+    time-invariant outside, selective centre).
 
     Attributes:
         tokenizer: Waveform to levels and back.
         sample_rate: Hz.
         d_model: Width of the outermost tier; it doubles with every tier.
         tiers: Outermost first; the last is the centre.
-        pools: Samples (frames) that become one frame of the next tier, one factor for each joint of two tiers.
+        pools: Samples (frames) that become one frame of the next tier, one factor for each joint of
+            two tiers.
     """
 
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
@@ -101,7 +104,8 @@ class ModelConfig:
         """Build from `to_dict`'s result.
 
         Raises:
-            ValueError: If a key is missing or unknown (the first is named), or a value is out of range.
+            ValueError: If a key is missing or unknown (the first is named), or a value is out of
+                range.
         """
         values = dict(_checked(cls, values, "config"))
         values["tokenizer"] = Tokenizer(
@@ -118,7 +122,7 @@ class ModelConfig:
 def unet(
     d_model: int, n_layers: int, pools: tuple[int, ...], outer: Tier, centre: Tier
 ) -> ModelConfig:
-    """Return a U-Net with `n_layers` blocks a path, `centre` innermost and `outer` everywhere else."""
+    """Return a U-Net with `n_layers` blocks a path, `centre` innermost and `outer` elsewhere."""
     tiers = (outer,) * len(pools) + (centre,)
     return ModelConfig(
         d_model=d_model,

@@ -48,8 +48,13 @@ def evaluate(
         progress: Called with (samples done, samples in all).
 
     Raises:
-        ValueError: If the split is empty or of another tokenizer.
+        ValueError: If the split is empty or of another tokenizer or sample rate.
     """
+    if store.sample_rate != network.config.sample_rate:
+        raise ValueError(
+            f"{store.directory} holds audio at {store.sample_rate} Hz, the model is of "
+            f"{network.config.sample_rate} Hz; prepare the data for it"
+        )
     pieces = cut(store, split, seconds)
     bits, samples = total_bits(network, store, pieces, batch=batch, chunk=chunk, progress=progress)
     return bits / samples

@@ -27,7 +27,7 @@ class Objective(nn.Module):
         self.loss = nats_per_sample
 
     def forward(self, previous: Tensor, target: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Map tokens (batch, time) int64 and the leaves of a state to (mean loss, leaves of the next state)."""
+        """Map int64 tokens (batch, time) and a state's leaves to (loss, next state's leaves)."""
         batch = len(previous)
         fresh = self.network.initial_state(batch)
         given = iter(state)
@@ -58,7 +58,9 @@ def compile_blocks(objective: Objective) -> None:
 
 
 def capture(objective: Objective, batch: int, length: int, carry_state: bool) -> Any:
-    """Record forward and backward as CUDA graphs, which replay without the host's work on thousands of small kernels.
+    """Record forward and backward as CUDA graphs.
+
+    A step launches thousands of small kernels; a replay costs the host one launch.
 
     The inputs must keep their shapes; the outputs are overwritten by the next call.
     """

@@ -1,7 +1,7 @@
 """States: NamedTuples (or tuples) of tensors, nested like the modules they belong to.
 
-A state is a value. Layers take one and return the next; shapes and dtypes never change, batch comes first, and nothing
-is written in place.
+A state is a value. Layers take one and return the next; shapes and dtypes never change, batch comes
+first, and nothing is written in place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def map_state(fn: Callable[..., Tensor], state: State, *rest: State) -> State:
     """Apply fn leaf by leaf to states of equal structure."""
     if isinstance(state, Tensor):
         return fn(state, *rest)  # type: ignore[return-value]  # a tensor is a state
-    kids: list[Any] = [map_state(fn, *kid) for kid in zip(state, *rest, strict=True)]  # type: ignore[call-overload]
+    trees: Any = (state, *rest)
+    kids: list[Any] = [map_state(fn, *kid) for kid in zip(*trees, strict=True)]
     kind: Any = type(state)
     return kind(*kids) if hasattr(kind, "_fields") else kind(kids)  # type: ignore[no-any-return]
 

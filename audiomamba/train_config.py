@@ -25,7 +25,7 @@ class TrainConfig:
         betas: AdamW's.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         ema_decay: Of the averaged weights, which are validated and exported; 0 is no average.
-        precision: auto (bf16-mixed on CUDA, else 32-true) or any that lightning takes.
+        precision: bf16-mixed, 32-true, or auto (bf16-mixed on CUDA, else 32-true).
         carry_state: Walk through clips by chunks with carried state (TBPTT), not random crops.
         seed: Of the initial weights and the data's order.
         validate_every: Steps from one validation to the next.
@@ -75,6 +75,8 @@ class TrainConfig:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("validate_every", "checkpoint_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        precisions = ("auto", "bf16-mixed", "32-true")
+        _require("precision", self.precision, self.precision in precisions, ", ".join(precisions))
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
         for name in ("min_learning_rate", "weight_decay", "gradient_clip"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")

@@ -16,7 +16,7 @@ Op = Callable[..., tuple[Tensor, Tensor | None]]
 def results(
     op: Op, backend: str, tensors: dict[str, Tensor | None], **options: Any
 ) -> dict[str, Tensor]:
-    """Run an op on copies of `tensors`; return y, the final state and every gradient of a loss that uses both."""
+    """Run an op on copies; return y, the final state and all gradients of a loss of both."""
     inputs = {
         k: v if v is None else v.detach().clone().requires_grad_() for k, v in tensors.items()
     }
@@ -47,8 +47,9 @@ def check_kernel(
 ) -> None:
     """Hold a backend to the reference's own error.
 
-    Against the float64 reference, a backend may err twice as much as the reference does in the same dtype, plus
-    sixteen roundings of float32: it sums in another order. In float64 the "exact" result is a loop's, known to 1e-13.
+    Against the float64 reference, a backend may err twice as much as the reference does in the same
+    dtype, plus sixteen roundings of float32: it sums in another order. In float64 the "exact"
+    result is a loop's, known to 1e-13.
     """
     exact = results(
         op, "reference", {k: _to(v, torch.float64) for k, v in tensors.items()}, **options
@@ -85,10 +86,11 @@ def check_recurrent(
     initial_state: Any,
     period: int = 1,
 ) -> None:
-    """Hold a layer, in float64, to its contract on x (batch, time, ...): however it is cut, the result is the same.
+    """Hold a layer, in float64, to its contract on x (batch, time, ...): however it is cut, the
+    result is the same.
 
-    Outputs, final states, gradients (through the carried state) and causality; states keep shape and dtype, and old
-    states stay valid.
+    Outputs, final states, gradients (through the carried state) and causality; states keep shape
+    and dtype, and old states stay valid.
     """
     steps = x.shape[1]
     differentiable = x.is_floating_point()
@@ -121,7 +123,7 @@ def check_recurrent(
 
 
 def check_causal(fn: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Change the input from the middle on: everything before must stay bit-equal, and something after must change."""
+    """Change the input from the middle on: before it, y stays bit-equal; after it, y changes."""
     middle = x.shape[1] // 2
     other = x.clone()
     other[:, middle:] = (

@@ -10,6 +10,7 @@ import audiomamba
 from audiomamba import checkpoint
 from audiomamba.audiomodel import AudioModel, check_device
 from audiomamba.config import ModelConfig, Tier
+from audiomamba.files import sha256
 from audiomamba.models.waveform import WaveformModel
 
 TIERS = (Tier(mixer="lti", n_layers=1, d_state=2), Tier(mixer="s6", n_layers=1, d_state=2))
@@ -80,7 +81,7 @@ def test_a_saved_model_loads_equal(model: AudioModel, tmp_path: Path) -> None:
     loaded = audiomamba.load(tmp_path / "saved")
     assert loaded.config == model.config
     assert loaded.name == str(tmp_path / "saved")
-    assert loaded.weights_sha256 == checkpoint.sha256(tmp_path / "saved")
+    assert loaded.weights_sha256 == sha256(tmp_path / "saved" / checkpoint.WEIGHTS)
     assert loaded.device == torch.device("cpu")
     assert loaded.engine == "numba"
     assert loaded.sample_rate == 100

@@ -29,7 +29,7 @@ S4 = Tier(mixer="s4", n_layers=1, d_state=8, expand=3)
 
 MODELS = {
     "s6": (10, (S6, S6), (4,)),
-    "s6-complex": (26, (S6_COMPLEX, S6_COMPLEX), (4,)),
+    "s6-complex": (10, (S6_COMPLEX, S6_COMPLEX), (4,)),
     "lti": (24, (LTI, LTI), (4,)),
     "lti-complex": (24, (LTI_COMPLEX, LTI_COMPLEX), (4,)),
     "s4": (7, (S4, S4), (4,)),

@@ -11,7 +11,9 @@ from audiomamba.evaluate import cut, evaluate, total_bits
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.tokenizer import Tokenizer
 
-MODEL = unet(8, 1, (4, 2), Tier(mixer="lti", complex=True, d_state=4), Tier(d_state=4))
+MODEL = dataclasses.replace(
+    unet(8, 1, (4, 2), Tier(mixer="lti", complex=True, d_state=4), Tier(d_state=4)), sample_rate=100
+)
 LENGTHS = (37, 150, 8, 1)
 
 
@@ -77,6 +79,12 @@ def test_the_network_is_left_as_it_was(network, store):
     assert network.training
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_tokens_at_another_rate_are_refused(store):
+    faster = WaveformModel(dataclasses.replace(MODEL, sample_rate=200))
+    with pytest.raises(ValueError, match="holds audio at 100 Hz, the model is of 200 Hz"):
+        evaluate(faster, store)
 
 
 def test_other_tokens_and_empty_splits_are_refused(network, store):

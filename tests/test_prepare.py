@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from audiomamba import audio
-from audiomamba.data import TokenStore, prepare
-from audiomamba.data.prepare import assign_splits, find_audio
+from audiomamba.data import TokenStore
+from audiomamba.data.prepare import assign_splits, find_audio, prepare
 from audiomamba.tokenizer import Encoding, Tokenizer
 
 

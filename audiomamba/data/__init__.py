@@ -1,6 +1,5 @@
 """Audio on disk as tokens: prepared once, then read in any order without decoding."""
 
-from audiomamba.data.prepare import prepare
 from audiomamba.data.tokens import Split, TokenFile, TokenStore
 
-__all__ = ["Split", "TokenFile", "TokenStore", "prepare"]
+__all__ = ["Split", "TokenFile", "TokenStore"]

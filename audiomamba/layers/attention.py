@@ -74,11 +74,12 @@ class Attention(nn.Module):
         return y, AttentionState(*kept)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (batch, heads, time, d_head)
+        batch, time, _ = x.shape
+        return x.view(batch, time, self.n_heads, -1).transpose(1, 2)  # (batch, heads, time, d_head)
 
 
 def rotate(x: Tensor, position: Tensor) -> Tensor:
-    """Turn pairs of features of x (batch, heads, time, d_head) by angles proportional to position (time,)."""
+    """Turn pairs of features of x (batch, heads, time, d_head) by angles growing with position."""
     half = x.shape[-1] // 2
     frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
     angle = position[:, None] * frequency

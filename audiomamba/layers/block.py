@@ -28,7 +28,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then, for "s4" and "attention", x + mlp(norm(x)). Its state is its mixer's."""
+    """x + mixer(norm(x)); then, for "s4" and "attention", x + mlp(norm(x)).
+
+    Its state is its mixer's.
+    """
 
     def __init__(self, d_model: int, tier: Tier) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Mamba block: project, convolve, scan, gate, project; selective (S6) or time-invariant (Mamba-S4)."""
+"""The Mamba block, selective (S6) or time-invariant (Mamba-S4)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ class MambaState(NamedTuple):
 class Mamba(nn.Module):
     """Mamba's gated state space block.
 
-    With `selective` and not `complex`, parameters have the names and shapes of `mamba_ssm.modules.mamba_simple.Mamba`,
-    so its state dicts load. A complex block holds d_state / 2 conjugate pairs and starts from S4D-Lin,
-    A_n = -1/2 + n i; a real one from S4D-Real, A_n = -(n + 1).
+    With `selective` and not `complex`, parameters have the names and shapes of
+    `mamba_ssm.modules.mamba_simple.Mamba`, so its state dicts load. A complex block holds d_state /
+    2 conjugate pairs and starts from S4D-Lin, A_n = -1/2 + n i; a real one from S4D-Real, A_n = -(n
+    + 1).
 
     Args:
         d_model: Width of input and output.
         d_state: Real state dimensions a channel.
         d_conv: Width of the short convolution.
         expand: d_inner / d_model.
-        selective: Whether step size, B and C depend on the input; if not, each channel has its own constants.
+        selective: Whether step size, B and C depend on the input; if not, each channel has its own
+            constants.
         complex: Whether A, B and C are complex.
         dt_min: Smallest initial step size.
         dt_max: Largest initial step size.
         backend: Which kernels run; None is the fastest.
 
-    Source: Gu & Dao 2023 (arXiv 2312.00752), section 3.4, figure 3, section 3.6; Mamba-S4: section 4.4.1 and
-    appendix E.4.
+    Source: Gu & Dao 2023 (arXiv 2312.00752), section 3.4, figure 3, section 3.6; Mamba-S4: section
+    4.4.1 and appendix E.4.
     """
 
     def __init__(
@@ -101,7 +103,8 @@ class Mamba(nn.Module):
         """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
         batch, steps, _ = x.shape
         state = self.initial_state(batch) if state is None else state
-        # Weight times transposed input leaves time contiguous, as convolution and scan want it, without a copy.
+        # Weight times transposed input leaves time contiguous, as convolution and scan want it,
+        # without a copy.
         xz = self.in_proj.weight @ x.reshape(batch * steps, -1).T
         u, z = xz.view(-1, batch, steps).permute(1, 2, 0).chunk(2, dim=-1)
         u, conv = causal_conv1d(
@@ -114,7 +117,8 @@ class Mamba(nn.Module):
             backend=self.backend,
         )
         y, ssm = self._scan(u, z, state.ssm)
-        assert conv is not None and ssm is not None
+        assert conv is not None
+        assert ssm is not None
         return self.out_proj(y), MambaState(conv.to(state.conv.dtype), ssm)
 
     def _scan(self, u: Tensor, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -153,7 +157,7 @@ class Mamba(nn.Module):
 
 
 def initial_dt(channels: int, dt_min: float, dt_max: float) -> Tensor:
-    """Return step sizes (channels,), log-uniform in [dt_min, dt_max] and at least 1e-4, as mamba_ssm starts them."""
+    """Return mamba_ssm's initial step sizes: log-uniform in [dt_min, dt_max], at least 1e-4."""
     dt = torch.exp(torch.rand(channels) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
     return dt.clamp(min=1e-4)
 
@@ -164,6 +168,8 @@ def initial_ones(channels: int, n: int, complex: bool) -> Tensor:
 
 
 def as_complex(x: Tensor) -> Tensor:
-    """Join neighbouring real and imaginary parts, (..., 2 n) -> complex (..., n), in float32 at least."""
+    """Join neighbouring real and imaginary parts, (..., 2 n) -> (..., n), in float32 at least."""
     x = x if x.dtype == torch.float64 else x.float()
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    # A copy even of a contiguous slice: a complex view needs an even offset in memory.
+    return torch.view_as_complex(pairs.clone(memory_format=torch.contiguous_format))

@@ -15,15 +15,16 @@ from audiomamba_kernels import Backend, lti_scan
 class S4(nn.Module):
     """A diagonal state space model per channel, GELU, and a gated linear unit across channels.
 
-    Its state is the tensor (batch, d_model, d_state / 2), complex. Discretised by zero-order hold, B = 1, A starts at
-    S4D-Lin, A_n = -1/2 + pi n i.
+    Its state is the tensor (batch, d_model, d_state / 2), complex. Discretised by zero-order hold,
+    B = 1, A starts at S4D-Lin, A_n = -1/2 + pi n i.
 
     Args:
         d_model: Width of input and output.
         d_state: Real state dimensions a channel (SaShiMi: 64).
         backend: Which kernels run; None is the fastest.
 
-    Source: Goel et al. 2022 (arXiv 2202.09729), section 4.2; Gu et al. 2022 (arXiv 2206.11893), equations 4 and 6.
+    Source: Goel et al. 2022 (arXiv 2202.09729), section 4.2; Gu et al. 2022 (arXiv 2206.11893),
+    equations 4 and 6.
     """
 
     def __init__(self, d_model: int, d_state: int = 64, *, backend: Backend | None = None) -> None:
@@ -44,7 +45,7 @@ class S4(nn.Module):
         return torch.complex(self.A_log, self.A_imag).new_zeros(batch, *self.A_log.shape)
 
     def parameters_of_scan(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return delta, A, B, C of `lti_scan`, whose input map is delta B: B holds the zero-order hold's factor."""
+        """Return delta, A, B, C of `lti_scan`; B holds the zero-order hold's factor of delta B."""
         delta = torch.exp(self.log_dt)
         A = torch.complex(-torch.exp(self.A_log), self.A_imag)
         step = delta[:, None] * A

@@ -1,4 +1,4 @@
-"""SaShiMi's multi-rate stack: blocks at one rate around the same thing at a lower rate, down to a centre."""
+"""SaShiMi's multi-rate stack: blocks at one rate around a stack at a lower rate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from audiomamba.layers.block import Block
 
 
 class UNetState(NamedTuple):
-    """What a tier carries; `inner` is the next tier's UNetState or the centre's tuple of block states."""
+    """What a tier carries; `inner` is the next tier's UNetState, or the centre's block states."""
 
     down: Any  # states of the blocks before the inner net
     frame: Tensor  # (batch, pool, d_model): the last frame before pooling, filled as samples come
     inner: Any
-    late: Tensor  # (batch, pool, d_model): what the inner net says of the frame after the last whole one
+    late: Tensor  # (batch, pool, d_model): what the inner net says to the next frame
     up: Any  # states of the blocks after the inner net
 
 
@@ -32,7 +32,8 @@ class Stack(nn.Module):
 
     def initial_state(self, batch: int) -> Any:
         """Return the blocks' states for silence."""
-        return tuple(block.initial_state(batch) for block in self.blocks)  # type: ignore[operator]  # a Block
+        blocks: Any = self.blocks
+        return tuple(block.initial_state(batch) for block in blocks)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
@@ -44,21 +45,23 @@ class Stack(nn.Module):
 
     def step(self, x: Tensor, state: Any, phase: int) -> tuple[Tensor, Any]:
         """Map one sample (batch, 1, d_model); a plain stack has no phase."""
-        return self(x, state)
+        y, state = self(x, state)
+        return y, state
 
 
 class UNet(nn.Module):
     """Blocks, pooling, an inner net at the lower rate, unpooling one frame late, skip, blocks.
 
-    Frame i of the inner net sees samples up to the end of frame i and speaks to the samples of frame i + 1, so that the
-    whole is causal and one sample can be computed at a time.
+    Frame i of the inner net sees samples up to the end of frame i and speaks to the samples of
+    frame i + 1, so that the whole is causal and one sample can be computed at a time.
 
     Args:
         d_model: Width at this rate; the inner net is twice as wide.
         tiers: This tier and those inside it.
         pools: One factor for each joint.
 
-    Source: Goel et al. 2022 (arXiv 2202.09729), section 4.1 and figure 1, with blocks on both paths.
+    Source: Goel et al. 2022 (arXiv 2202.09729), section 4.1 and figure 1, with blocks on both
+    paths.
     """
 
     def __init__(self, d_model: int, tiers: tuple[Tier, ...], pools: tuple[int, ...]) -> None:
@@ -86,10 +89,10 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, state: UNetState | None = None) -> tuple[Tensor, UNetState]:
-        """Map x (batch, time, d_model), time a multiple of `period`, to (y, state after the last step).
+        """Map x (batch, time, d_model) to (y of the same shape, state after the last step).
 
         Raises:
-            ValueError: If time is not a multiple of the period.
+            ValueError: If time is not a multiple of `period`.
         """
         batch, steps, d_model = x.shape
         if steps % self.period:

@@ -16,7 +16,8 @@ from audiomamba.models.unet import build
 class WaveformModel(nn.Module):
     """Embedding, U-Net, norm and a linear head over the tokenizer's levels.
 
-    Tokens enter one step late: logits at time t are made from tokens before t, the first from silence.
+    Tokens enter one step late: logits at time t are made from tokens before t, the first from
+    silence.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -36,7 +37,8 @@ class WaveformModel(nn.Module):
         """Predict each token from those before it.
 
         Args:
-            previous: int64 (batch, time), the token before each step; time a multiple of `config.period`.
+            previous: int64 (batch, time), the token before each step; time a multiple of
+                `config.period`.
             state: From `initial_state` or an earlier call; None starts from silence.
 
         Returns:
@@ -46,12 +48,12 @@ class WaveformModel(nn.Module):
         return self.head(self.norm(y)), state
 
     def step(self, previous: Tensor, state: Any, phase: int) -> tuple[Tensor, Any]:
-        """Predict one token: previous (batch,) -> logits (batch, levels); phase is time modulo `config.period`."""
+        """Predict one token: previous (batch,) to logits (batch, levels); phase: time % period."""
         y, state = self.unet.step(self.embedding(previous)[:, None], state, phase)
         return self.head(self.norm(y))[:, 0], state
 
     def nll(self, tokens: Tensor, chunk: int = 1 << 16) -> Tensor:
-        """Return the negative log-likelihood of each token in bits, float32 (batch, time), for any time >= 1.
+        """Return the negative log-likelihood of each token in bits, (batch, time), any time >= 1.
 
         Long inputs are read in chunks with carried state, so memory does not grow with time.
         """

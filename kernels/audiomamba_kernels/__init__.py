@@ -1,7 +1,7 @@
 """Sequence kernels for audio: pure functions of tensors that know nothing of sound.
 
-Layout is (batch, time, channels) everywhere, the carried state is float32 (complex64), and every function
-returns the pair (y, final state or None).
+Layout is (batch, time, channels) everywhere, the carried state is float32 (complex64), and every
+function returns the pair (y, final state or None).
 """
 
 from audiomamba_kernels.backend import Backend, available_backends

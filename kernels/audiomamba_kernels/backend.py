@@ -13,8 +13,8 @@ def choose(backend: Backend | None) -> Backend:
     """Return the backend to run; None means the fastest that can.
 
     Args:
-        backend: "torch" (chunked PyTorch, any device), "reference" (a loop over time that reads like the formula, any
-            dtype) or None.
+        backend: "torch" (chunked PyTorch, any device), "reference" (a loop over time that reads
+            like the formula, any dtype) or None.
 
     Raises:
         ValueError: If the name is none of these.

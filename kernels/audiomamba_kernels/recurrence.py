@@ -13,7 +13,8 @@ def linear_recurrence(a: Tensor, b: Tensor, initial_state: Tensor) -> Tensor:
     """Return h (batch, time, ...) of h_t = a_t h_{t-1} + b_t with h_{-1} = initial_state.
 
     Args:
-        a: Decays, shape of b, real or complex; any size at most 1 is safe, however small the product over time.
+        a: Decays, shape of b, real or complex; any size at most 1 is safe, however small the
+            product over time.
         b: Inputs, (batch, time, ...), time >= 1.
         initial_state: (batch, ...).
 
@@ -25,10 +26,10 @@ def linear_recurrence(a: Tensor, b: Tensor, initial_state: Tensor) -> Tensor:
 
 
 def odd_even_scan(a: Tensor, b: Tensor) -> Tensor:
-    """Return h of h_t = a_t h_{t-1} + b_t, h_{-1} = 0, along dim 1 (a_0 is not read); may return b itself.
+    """Return h of h_t = a_t h_{t-1} + b_t, h_{-1} = 0, along dim 1; it may be b itself.
 
-    Pairs are joined, the half-length problem is solved, and the steps in between follow from it. An `a` with one time
-    step is constant in time.
+    Pairs are joined, the half-length problem is solved, and the steps in between follow from it. An
+    `a` with one time step is constant in time; else a_0 is not read.
     """
     steps = b.shape[1]
     if steps == 1:
@@ -58,7 +59,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 def _backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of a scan is the same scan, backwards in time, with conjugated decays."""
     a, initial_state, h = ctx.saved_tensors
-    # db_t = dh_t + conj(a_{t+1}) db_{t+1}; flipped, that is the forward scan. Its first decay meets a zero state.
+    # db_t = dh_t + conj(a_{t+1}) db_{t+1}; flipped, that is the forward scan. Its first decay meets
+    # a zero state.
     a_next = torch.cat([a[:, 1:], a[:, :1]], dim=1).conj().resolve_conj()
     db = linear_recurrence(a_next.flip(1), dh.flip(1), torch.zeros_like(initial_state)).flip(1)
     h_before = torch.cat([initial_state[:, None], h[:, :-1]], dim=1)

@@ -44,7 +44,8 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
     y, _ = layer(torch.randn(2, 19, 12 if "attention" in name else 10))
     y.square().sum().backward()
     for key, parameter in layer.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
@@ -92,7 +93,7 @@ def test_initial_values_are_those_of_the_paper() -> None:
 
 
 def test_a_mamba_block_is_the_formula_written_out() -> None:
-    """The module against figure 3 of the paper, in other words: conv1d of PyTorch, a loop, no shared code."""
+    """Figure 3 of the paper in other words: PyTorch's conv1d, a loop, no shared code."""
     torch.manual_seed(0)
     layer = Mamba(6, d_state=4).double()
     x = torch.randn(2, 11, 6, dtype=torch.float64)
@@ -136,5 +137,5 @@ def test_blocks_run_in_bfloat16_autocast_with_float32_state() -> None:
 def test_a_compiled_block_is_one_graph() -> None:
     torch.manual_seed(0)
     block = Block(16, Tier(mixer="lti", complex=True))
-    explanation = torch._dynamo.explain(block)(torch.randn(2, 40, 16))  # type: ignore[no-untyped-call]
+    explanation = torch._dynamo.explain(block)(torch.randn(2, 40, 16))
     assert explanation.graph_break_count == 0

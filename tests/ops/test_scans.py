@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -113,12 +114,14 @@ def test_lti_scan_options_present_and_absent(absent: tuple[bool, ...], complex: 
 
 def test_lti_scan_in_bfloat16_stays_within_its_rounding() -> None:
     inputs = lti_inputs(300, True)
-    low = {k: v.bfloat16() if k in ("u", "z") else v.to(torch.complex64 if v.is_complex() else torch.float32)
+    low = {k: v.bfloat16() if k in ("u", "z") else v.to(torch.complex64 if v.is_complex() else
+    torch.float32)
            for k, v in inputs.items()}  # fmt: skip
     y, h = lti_scan(**low, output_final_state=True)  # type: ignore[arg-type]
     exact, _ = lti_scan(**inputs, backend="reference")  # type: ignore[arg-type]
     assert y.dtype == torch.bfloat16
-    assert h is not None and h.dtype == torch.complex64
+    assert h is not None
+    assert h.dtype == torch.complex64
     assert error(y, exact) < 4 * torch.finfo(torch.bfloat16).eps
 
 
@@ -165,28 +168,34 @@ def test_causal_conv1d_equals_torch_conv1d() -> None:
     torch.testing.assert_close(causal_conv1d(x, weight, bias)[0], exact)
 
 
-@pytest.mark.parametrize("op", ["selective", "lti", "conv"])
-def test_the_reference_passes_gradcheck(op: str) -> None:
-    if op == "conv":
-        inputs = (rand(2, 5, 3), rand(3, 4), rand(3))
-        fn = lambda *x: causal_conv1d(*x, activation="silu", backend="reference")[0]  # noqa: E731
-    elif op == "lti":
-        inputs = tuple(lti_inputs(4, True, channels=2, n=2).values())
-        fn = lambda *x: lti_scan(
+GRADCHECKS: dict[str, Any] = {
+    "conv": (
+        lambda *x: causal_conv1d(*x, activation="silu", backend="reference")[0],
+        lambda: (rand(2, 5, 3), rand(3, 4), rand(3)),
+    ),
+    "lti": (
+        lambda *x: lti_scan(
             *x[:7], initial_state=x[7], output_final_state=True, backend="reference"
-        )  # noqa: E731
-    else:
-        inputs = tuple(selective_inputs(4, True, channels=2, n=2).values())
-        fn = (
-            lambda *x: selective_scan(  # noqa: E731
-                *x[:8],
-                delta_softplus=True,
-                initial_state=x[8],
-                output_final_state=True,
-                backend="reference",
-            )
-        )
-    assert torch.autograd.gradcheck(fn, [x.requires_grad_() for x in inputs])
+        ),
+        lambda: lti_inputs(4, True, channels=2, n=2).values(),
+    ),
+    "selective": (
+        lambda *x: selective_scan(
+            *x[:8],
+            delta_softplus=True,
+            initial_state=x[8],
+            output_final_state=True,
+            backend="reference",
+        ),
+        lambda: selective_inputs(4, True, channels=2, n=2).values(),
+    ),
+}
+
+
+@pytest.mark.parametrize("op", GRADCHECKS)
+def test_the_reference_passes_gradcheck(op: str) -> None:
+    fn, inputs = GRADCHECKS[op]
+    assert torch.autograd.gradcheck(fn, [x.requires_grad_() for x in inputs()])
 
 
 @settings(max_examples=25, deadline=None)

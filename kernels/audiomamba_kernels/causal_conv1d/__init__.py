@@ -32,7 +32,8 @@ def causal_conv1d(
         weight: (channels, width); the last tap meets the present sample.
         bias: (channels,) or None.
         activation: "silu" or None.
-        initial_state: The width - 1 samples before x, oldest first, (batch, width - 1, channels); None is zeros.
+        initial_state: The width - 1 samples before x, oldest first, (batch, width - 1, channels);
+            None is zeros.
         output_final_state: Whether the last width - 1 samples are returned.
         backend: None (fastest), "torch" or "reference".
 
@@ -48,7 +49,8 @@ def causal_conv1d(
         raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({channels}, width)")
     if initial_state is not None and initial_state.shape != (batch, width - 1, channels):
         raise ValueError(
-            f"initial_state has shape {tuple(initial_state.shape)}; it must be {(batch, width - 1, channels)}"
+            f"initial_state has shape {tuple(initial_state.shape)}; it must be "
+            f"{(batch, width - 1, channels)}"
         )
     if activation not in (None, "silu"):
         raise ValueError(f"activation is {activation!r}; choose None or 'silu'")
@@ -63,7 +65,7 @@ def causal_conv1d(
 
 
 def _with_past(x: Tensor, past: Tensor | None, width: int) -> Tensor:
-    """Put the `width` past samples before x; time becomes the contiguous axis, as the scans like it."""
+    """Put `width` past samples before x; time becomes the contiguous axis, as the scans like."""
     x = x.transpose(1, 2)
     if past is None:
         return F.pad(x.transpose(0, 1), (width, 0)).permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""The scan of Mamba-S4: the selective scan's recurrence with step size, B and C constant in time."""
+"""The scan of Mamba-S4: the selective scan with step size, B and C constant in time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lti_scan(
     output_final_state: bool = False,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a linear time-invariant state space model per channel, which is also a causal convolution.
+    """Run a linear time-invariant state space model, a causal convolution, in each channel.
 
         h_t = exp(delta A) h_{t-1} + delta B u_t
         y_t = (C h_t, or 2 Re(C h_t) if A is complex, + D u_t) * silu(z_t)
@@ -33,24 +33,26 @@ def lti_scan(
     Args:
         u: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or float64.
         delta: Step sizes (channels,), positive, after any softplus.
-        A: (channels, state), float32 or complex64, Re A < 0. A complex `state` counts conjugate pairs.
+        A: (channels, state), float32 or complex64, Re A < 0. A complex `state` counts conjugate
+            pairs.
         B: (channels, state), as A.
         C: (channels, state), as A.
         D: Skip weights (channels,) or None.
         z: Gate, shape of u, or None.
-        initial_state: h before the first step, (batch, channels, state), float32 or complex64; None is zeros.
+        initial_state: h before the first step, (batch, channels, state), float32 or complex64; None
+            is zeros.
         output_final_state: Whether the state after the last step is returned.
         backend: None (fastest), "torch" or "reference".
 
     Returns:
-        y in u's shape and dtype, and the final state (batch, channels, state) or None. Gradients flow to every
-        tensor argument, through both.
+        y in u's shape and dtype, and the final state (batch, channels, state) or None. Gradients
+        flow to every tensor argument, through both.
 
     Raises:
         ValueError: If a shape, the real or complex kind, or the backend is wrong.
 
-    Source: Gu & Dao 2023 (arXiv 2312.00752), section 4.4 and appendix E.4 ("Mamba-S4"); Gu et al. 2022
-    (arXiv 2206.11893), S4D.
+    Source: Gu & Dao 2023 (arXiv 2312.00752), section 4.4 and appendix E.4 ("Mamba-S4"); Gu et al.
+    2022 (arXiv 2206.11893), S4D.
     """
     batch, steps, channels = u.shape
     expected = {

@@ -1,8 +1,9 @@
 """The time-invariant scan as matrix products.
 
-Inside a chunk the output is a Toeplitz matrix times the input, one small matrix a channel; between chunks the state is
-carried by a scan that is `CHUNK` times shorter. Everything large is a batched matrix product over (channel; batch and
-chunk; time in chunk), so the inputs are fastest when time is their contiguous axis.
+Inside a chunk the output is a Toeplitz matrix times the input, one small matrix a channel; between
+chunks the state is carried by a scan that is `CHUNK` times shorter. Everything large is a batched
+matrix product over (channel; batch and chunk; time in chunk), so the inputs are fastest when time
+is their contiguous axis.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CHUNK = 128
 
 
 class ChunkMaps(NamedTuple):
-    """What one chunk of Q steps does, in real numbers; S is `state`, doubled if complex (real and imaginary parts)."""
+    """What a chunk of Q steps does, in real numbers; S is `state`, or 2 `state` if complex."""
 
     inside: Tensor  # (channels, Q, Q): input to output
     read: Tensor  # (channels, Q, S): input to the state after the chunk
@@ -123,7 +124,7 @@ def lti_chunks_backward(
     decay: Tensor,
     h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `lti_chunks` for its six arguments; the carry runs backwards in time."""
+    """Return the gradients of `lti_chunks` for its arguments; the carry runs backwards in time."""
     rows, dy = _rows(x, inside), _rows(dy, inside)
     before = _before(states, h)
     dbefore = _from_rows(torch.bmm(dy, write.mT.to(x.dtype)), h)
@@ -162,7 +163,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _backward(ctx: Any, dy: Tensor, dstates: Tensor) -> tuple[Tensor, ...]:
-    return lti_chunks_backward(dy, dstates, *ctx.saved_tensors)
+    gradients: tuple[Tensor, ...] = lti_chunks_backward(dy, dstates, *ctx.saved_tensors)
+    return gradients
 
 
 lti_chunks.register_autograd(_backward, setup_context=_save)

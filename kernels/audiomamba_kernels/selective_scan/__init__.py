@@ -34,7 +34,8 @@ def selective_scan(
         y_t     = (C_t h_t, or 2 Re(C_t h_t) if A is complex, + D u_t) * silu(z_t)
 
     Args:
-        u: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or (reference only) float64.
+        u: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or (reference only)
+            float64.
         delta: Step sizes before bias and softplus, shape of u.
         A: (channels, state), float32 or complex64. A complex `state` counts conjugate pairs.
         B: (batch, time, state), real or complex as A.
@@ -43,18 +44,20 @@ def selective_scan(
         z: Gate, shape of u, or None.
         delta_bias: (channels,), float32, or None.
         delta_softplus: Whether softplus is applied to delta + delta_bias.
-        initial_state: h before the first step, (batch, channels, state), float32 or complex64; None is zeros.
+        initial_state: h before the first step, (batch, channels, state), float32 or complex64; None
+            is zeros.
         output_final_state: Whether the state after the last step is returned.
         backend: None (fastest), "torch" or "reference".
 
     Returns:
-        y in u's shape and dtype, and the final state (batch, channels, state) or None. Gradients flow to every
-        tensor argument, through both.
+        y in u's shape and dtype, and the final state (batch, channels, state) or None. Gradients
+        flow to every tensor argument, through both.
 
     Raises:
         ValueError: If a shape, the real or complex kind, or the backend is wrong.
 
-    Source: Gu & Dao 2023 (arXiv 2312.00752), equation 2a, algorithm 2; Euler input map delta * B as in their code.
+    Source: Gu & Dao 2023 (arXiv 2312.00752), equation 2a, algorithm 2; Euler input map delta * B as
+    in their code.
     """
     batch, steps, channels = u.shape
     state = A.shape[-1]

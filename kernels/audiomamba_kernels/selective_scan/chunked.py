@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch, fast enough to train with: chunks in sequence, logarithmic depth inside."""
+"""The selective scan in plain PyTorch: chunks in sequence, logarithmic depth inside."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def selective_scan_chunked(
 ) -> tuple[Tensor, Tensor]:
     """Return (y, final state); arguments as in `selective_scan`.
 
-    Memory is that of one chunk's states: the backward pass recomputes each chunk from the state carried into it.
+    Memory is that of one chunk's states: the backward pass recomputes each chunk from the state
+    carried into it.
     """
     batch, steps, _ = u.shape
     h = initial_state if initial_state is not None else A.new_zeros(batch, *A.shape)

@@ -1,4 +1,4 @@
-"""The selective scan as a loop over time: slow, plain, any dtype; what every other form is tested against."""
+"""The selective scan as a loop over time: what the fast forms are tested against."""
 
 from __future__ import annotations
 
