@@ -30,6 +30,7 @@ class AudioModel:
         network: The PyTorch module; logits of tokens from tokens.
         name: What it was loaded as.
         weights_sha256: Of the file of weights, in hex; None for a network that came from no file.
+        temperature: What its makers found to sound best; used where none is given.
 
     Example:
         >>> model = audiomamba.load("piano")  # doctest: +SKIP
@@ -37,11 +38,17 @@ class AudioModel:
     """
 
     def __init__(
-        self, network: WaveformModel, *, name: str = "unnamed", weights_sha256: str | None = None
+        self,
+        network: WaveformModel,
+        *,
+        name: str = "unnamed",
+        weights_sha256: str | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.network = network.eval()
         self.name = name
         self.weights_sha256 = weights_sha256
+        self.temperature = temperature
 
     @property
     def config(self) -> ModelConfig:
@@ -84,7 +91,7 @@ class AudioModel:
         samples: int | None = None,
         num: int = 1,
         seed: int = 0,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         prompt: Waveform | Tensor | None = None,
@@ -99,7 +106,8 @@ class AudioModel:
             samples: The same in samples, instead of seconds.
             num: How many.
             seed: 0 to 2^64 - 1.
-            temperature: Divides the logits; 0 takes the likeliest level at each sample.
+            temperature: Divides the logits; 0 takes the likeliest level at each sample; None is the
+                model's own.
             top_k: Draw from this many of the likeliest levels; None is all.
             top_p: Draw from the fewest levels that hold this share of the probability; None is all.
             prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, to be continued.
@@ -133,7 +141,7 @@ class AudioModel:
         num: int = 1,
         first: int = 0,
         seed: int = 0,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         prompt: Waveform | Tensor | None = None,
@@ -150,7 +158,9 @@ class AudioModel:
         job = Job(
             samples=samples,
             seed=seed,
-            sampling=Sampling(temperature, top_k, top_p),
+            sampling=Sampling(
+                self.temperature if temperature is None else temperature, top_k, top_p
+            ),
             prompt=self.tokenizer.encode(_prompt(prompt)).astype(np.int64),
         )
         streams = generate_streams(self.network, job, num=num, first=first, progress=progress)
@@ -188,9 +198,11 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
     """
     place = check_device(device)
     directory = checkpoint.find(name)
-    network = checkpoint.load(directory).to(place)
     return AudioModel(
-        network, name=str(name), weights_sha256=sha256(directory / checkpoint.WEIGHTS)
+        checkpoint.load(directory).to(place),
+        name=str(name),
+        weights_sha256=sha256(directory / checkpoint.WEIGHTS),
+        temperature=checkpoint.read_temperature(directory),
     )
 
 

@@ -28,6 +28,7 @@ def save(
     weights: dict[str, Tensor],
     *,
     dtype: torch.dtype = torch.float32,
+    temperature: float = 1.0,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write config.json and model.safetensors, each to a temporary name first.
@@ -37,13 +38,19 @@ def save(
         config: What defines the model.
         weights: The state dict of a `WaveformModel`.
         dtype: Stored type; float16 halves the file and costs less than the rounding to 256 levels.
+        temperature: What `generate` takes where none is given.
         training: Plain values to keep in the config under "training" (steps, data, scores); never
             read on loading.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
-    values = {"format": 1, "model": config.to_dict(), "training": training or {}}
+    values = {
+        "format": 1,
+        "model": config.to_dict(),
+        "generation": {"temperature": temperature},
+        "training": training or {},
+    }
     with replacing(directory / WEIGHTS) as part:
         part.write_bytes(serialize(tensors))
     with replacing(directory / CONFIG) as part:
@@ -86,23 +93,42 @@ def load(directory: str | Path) -> WaveformModel:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """Read a folder's config.json; raises as `load`."""
+    """Read what defines a folder's model; raises as `load`."""
+    values = _read(directory)
+    try:
+        return ModelConfig.from_dict(values["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error
+
+
+def read_temperature(directory: Path) -> float:
+    """Read the temperature that a folder's model is made for; raises as `load`."""
+    value = _read(directory).get("generation", {}).get("temperature", 1.0)
+    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"{directory / CONFIG}: temperature is {value!r}; it must be 0 or more")
+    return float(value)
+
+
+def _read(directory: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(
                 f"{directory} has no {name}; a model is a folder with {CONFIG} and {WEIGHTS}"
             )
     try:
-        values = json.loads((directory / CONFIG).read_text())
-        return ModelConfig.from_dict(values["model"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{directory / CONFIG} is not a model's config: it must hold an object")
+    return values
 
 
 def find(name: str | Path) -> Path:
     """Return the folder of a model: a shipped name, a folder, or a Hugging Face id.
 
-    What comes from the Hub is downloaded once and cached.
+    A folder with the name of a shipped model is found as ./NAME. What comes from the Hub is
+    downloaded once and cached.
 
     Raises:
         ValueError: If `name` is a pickle, which could run code, or a single file.
@@ -114,12 +140,12 @@ def find(name: str | Path) -> Path:
             f"{name} is a pickle, which can run code; audiomamba loads a folder with {CONFIG} and "
             f"{WEIGHTS} only"
         )
+    if name in shipped():  # before folders: a stray ./piano must not hide the model
+        return SHIPPED / name
     if path.is_dir():
         return path
     if path.is_file():
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
-    if isinstance(name, str) and (SHIPPED / name / CONFIG).is_file() and name in shipped():
-        return SHIPPED / name
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _download(name)
     raise FileNotFoundError(

@@ -91,7 +91,8 @@ _model = click.option(
     "name",
     default="piano",
     show_default=True,
-    help="A shipped model, a folder with config.json and model.safetensors, or a Hugging Face id.",
+    help="A shipped model, a folder with config.json and model.safetensors (./NAME), or a Hugging "
+    "Face id (OWNER/NAME).",
 )
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 _quiet = click.option("--quiet", is_flag=True, help="Print results only, and no progress.")
@@ -133,9 +134,7 @@ def cli() -> None:
     type=click.FloatRange(min=0),
     metavar="FLOAT",
     callback=_finite,
-    default=1.0,
-    show_default=True,
-    help="Below 1 is tamer, above 1 wilder; 0 takes the likeliest level.",
+    help="Below 1 is tamer, above 1 wilder; 0 takes the likeliest level.  [default: the model's]",
 )
 @click.option(
     "--top-k",
@@ -167,6 +166,7 @@ def cli() -> None:
     show_default=True,
     help="Of the files.",
 )
+@click.option("--spectrogram", is_flag=True, help="Draw each file beside it, as a PNG.")
 @_overwrite
 @_quiet
 @_debug
@@ -175,7 +175,7 @@ def generate(
     num: int,
     output_dir: Path,
     seed: int | None,
-    temperature: float,
+    temperature: float | None,
     top_k: int | None,
     top_p: float | None,
     prompt: Path | None,
@@ -183,6 +183,7 @@ def generate(
     name: str,
     device: str,
     file_format: Format,
+    spectrogram: bool,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -193,9 +194,11 @@ def generate(
     """
     if prompt_seconds is not None and prompt is None:
         raise click.UsageError("--prompt-seconds needs --prompt")
-    from audiomamba import output
+    from audiomamba import checkpoint, output, plot
     from audiomamba.files import sha256
 
+    if spectrogram:
+        plot.figure_class()  # a missing matplotlib is told before the work
     folder = output_dir.expanduser().absolute()
     output.check_folder(folder)
     model = audiomamba.load(name, device=device)
@@ -206,9 +209,11 @@ def generate(
         raise click.UsageError(f"--seconds {seconds} is less than a sample")
     start = _read_prompt(prompt, prompt_seconds, model.sample_rate)
     output.check_space(folder, num * (samples + (0 if start is None else len(start))))
+    temperature = model.temperature if temperature is None else temperature
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    folder_of_model = Path(name).is_dir() and name not in checkpoint.shipped()
     record: dict[str, Any] = {
-        "model": str(Path(name).absolute()) if Path(name).is_dir() else name,
+        "model": str(Path(name).absolute()) if folder_of_model else name,
         "weights_sha256": model.weights_sha256,
         "seed": seed,
         "seconds": samples / model.sample_rate,
@@ -225,7 +230,7 @@ def generate(
         }
     if not quiet:
         click.echo(f"seed {seed}")
-    _write_takes(model, paths, file_format, samples, start, sampling, record, quiet=quiet)
+    _write_takes(model, paths, file_format, samples, start, sampling, record, spectrogram, quiet)
 
 
 def _write_takes(
@@ -236,12 +241,13 @@ def _write_takes(
     start: NDArray[np.float32] | None,
     sampling: dict[str, Any],
     record: dict[str, Any],
-    *,
+    spectrogram: bool,
     quiet: bool,
 ) -> None:
     """Write each file as soon as its samples are made, and tell the speed."""
     import numpy as np
 
+    from audiomamba import plot
     from audiomamba.output import write_take
     from audiomamba.progress import AudioBar
 
@@ -260,13 +266,16 @@ def _write_takes(
         try:
             for index, waveform in takes:
                 speed = (made + 1) * seconds / (time.perf_counter() - began)
+                whole = waveform if start is None else np.concatenate([start, waveform])
                 write_take(
                     paths[index],
-                    waveform if start is None else np.concatenate([start, waveform]),
+                    whole,
                     model.sample_rate,
                     {**record, "index": index, "times_real_time": round(speed, 3)},
                     format=file_format,
                 )
+                if spectrogram:
+                    plot.spectrogram(whole, model.sample_rate, paths[index].with_suffix(".png"))
                 made += 1
                 bar.clear()
                 click.echo(paths[index])

@@ -31,6 +31,7 @@ class StandIn:
     sample_rate = RATE
     tokenizer = Tokenizer()
     weights_sha256 = "0123"
+    temperature = 0.75
     engine = "numba"
     nll_bits = 2.5
     slow_to_compile = False
@@ -116,7 +117,7 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
         "seed": 7,
         "index": 0,
         "seconds": 0.5,
-        "temperature": 1.0,
+        "temperature": 0.75,
         "top_k": None,
         "top_p": None,
         "prompt": None,

@@ -27,7 +27,13 @@ ORDER = [
     {"audiomamba.config"},
     {"audiomamba.layers"},
     {"audiomamba.models"},
-    {"audiomamba.checkpoint", "audiomamba.data", "audiomamba.engine.jit", "audiomamba.output"},
+    {
+        "audiomamba.checkpoint",
+        "audiomamba.data",
+        "audiomamba.engine.jit",
+        "audiomamba.output",
+        "audiomamba.plot",
+    },
     {"audiomamba.baselines", "audiomamba.engine.philox", "audiomamba.evaluate"},
     {"audiomamba.sampling"},
     {"audiomamba.engine"},
@@ -167,7 +173,7 @@ def test_generating_loads_no_extra(tmp_path: Path) -> None:
 import numpy as np
 import audiomamba, audiomamba.audiomodel
 class StandIn:
-    name, sample_rate, weights_sha256, engine = "x", 16000, "", "numba"
+    name, sample_rate, weights_sha256, engine, temperature = "x", 16000, "", "numba", 1.0
     def warm_up(self, notify):
         notify()
     def generate_each(self, samples, **options):

@@ -1,0 +1,130 @@
+"""A folder either is a whole model or is refused in one line that names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from audiomamba import checkpoint
+from audiomamba.config import Tier, unet
+from audiomamba.models.waveform import WaveformModel
+
+CONFIG = unet(8, 1, (2,), Tier(mixer="lti", complex=True, d_state=4), Tier(d_state=4))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "model", CONFIG, WaveformModel(CONFIG).state_dict())
+    return tmp_path / "model"
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / checkpoint.CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_saved_model_loads_equal_up_to_its_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = WaveformModel(CONFIG).state_dict()
+    checkpoint.save(tmp_path, CONFIG, weights, dtype=dtype, temperature=0.5)
+    model = checkpoint.load(tmp_path)
+    assert not model.training
+    assert model.config == CONFIG
+    assert checkpoint.read_temperature(tmp_path) == 0.5
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, weights[name].to(dtype).float())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    mode = stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode)
+    assert mode == stat.S_IMODE((tmp_path / "config.json").stat().st_mode)
+
+
+def test_a_truncated_file_is_refused(folder: Path) -> None:
+    path = folder / checkpoint.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated or no safetensors file"):
+        checkpoint.load(folder)
+
+
+def test_the_first_differing_key_is_named(folder: Path) -> None:
+    weights = load_file(folder / checkpoint.WEIGHTS)
+    missing = {k: v for k, v in weights.items() if k != "norm.weight"}
+    save_file(missing, folder / checkpoint.WEIGHTS)
+    with pytest.raises(ValueError, match=r"'norm.weight' is in config.json but not in model"):
+        checkpoint.load(folder)
+    save_file({**weights, "extra": torch.zeros(1)}, folder / checkpoint.WEIGHTS)
+    with pytest.raises(ValueError, match=r"'extra' is in model.safetensors but not in config"):
+        checkpoint.load(folder)
+    save_file({**weights, "norm.weight": torch.zeros(3)}, folder / checkpoint.WEIGHTS)
+    with pytest.raises(ValueError, match=r"'norm.weight' is \(8,\) by config.json but \(3,\)"):
+        checkpoint.load(folder)
+
+
+def test_a_config_of_another_model_is_refused(folder: Path) -> None:
+    change(folder, model={**CONFIG.to_dict(), "d_model": 10})
+    with pytest.raises(ValueError, match=r"'embedding.weight' is \(256, 10\)"):
+        checkpoint.load(folder)
+    change(folder, model={**CONFIG.to_dict(), "width": 10})
+    with pytest.raises(ValueError, match="unknown key 'width'"):
+        checkpoint.load(folder)
+    change(folder, generation={"temperature": "hot"})
+    with pytest.raises(ValueError, match="temperature is 'hot'"):
+        checkpoint.read_temperature(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": 3}', "{}"])
+def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
+    (folder / checkpoint.CONFIG).write_text(text)
+    with pytest.raises(ValueError, match="is not a model's config"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("name", checkpoint.PICKLES)
+def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"model{name}"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="is a pickle, which can run code"):
+        checkpoint.find(path)
+
+
+def test_what_is_nowhere_is_told_with_what_is_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not one of the shipped: piano"):
+        checkpoint.find("violin")
+    with pytest.raises(ValueError, match="is a file; give the folder"):
+        checkpoint.find(folder / checkpoint.WEIGHTS)
+    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_stray_folder_does_not_hide_a_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "piano").mkdir()
+    assert checkpoint.find("piano") == checkpoint.SHIPPED / "piano"
+    assert checkpoint.find("./piano") == Path("piano")
+
+
+def test_the_shipped_model_is_small_and_speaks() -> None:
+    folder = checkpoint.find("piano")
+    assert (folder / checkpoint.WEIGHTS).stat().st_size < 8_000_000
+    assert (folder / "README.md").is_file()
+    model = checkpoint.load(folder)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 3.53
+    # A chord of decaying partials is far more likely to a piano model than white noise.
+    t = torch.arange(8192) / 16000
+    chord = sum(torch.sin(2 * torch.pi * f * t) * torch.exp(-3 * t) for f in (262, 330, 392))
+    tokens = model.config.tokenizer.encode(0.2 * chord)[None]
+    noise = torch.randint(0, 256, (1, 8192), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert model.nll(tokens).mean() < 4
+        assert model.nll(noise).mean() > 8
