@@ -16,6 +16,7 @@ from audiomamba.config import ModelConfig
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
 
+FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
@@ -45,8 +46,11 @@ def save(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} is not finite as {dtype}; training diverged, or use float32")
     values = {
-        "format": 1,
+        "format": FORMAT,
         "model": config.to_dict(),
         "generation": {"temperature": temperature},
         "training": training or {},
@@ -88,6 +92,11 @@ def load(directory: str | Path) -> WaveformModel:
                 f"{directory}: {key!r} is {tuple(expected[key].shape)} by {CONFIG} but "
                 f"{tuple(weights[key].shape)} in {WEIGHTS}; they are not of one model"
             )
+        if not (weights[key].is_floating_point() and weights[key].isfinite().all()):
+            raise ValueError(
+                f"{directory}: {key!r} in {WEIGHTS} is {weights[key].dtype} or not finite; it must "
+                "hold finite floating-point numbers"
+            )
     model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     return model.eval()
 
@@ -96,6 +105,8 @@ def read_config(directory: Path) -> ModelConfig:
     """Read what defines a folder's model; raises as `load`."""
     values = _read(directory)
     try:
+        if values["format"] != FORMAT:
+            raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
         return ModelConfig.from_dict(values["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error

@@ -11,6 +11,8 @@ from audiomamba.tokenizer import Tokenizer
 
 Mixer = Literal["s6", "lti", "s4", "attention"]
 
+PLAIN = {"int": int, "bool": bool, "str": str}  # JSON keeps these apart; 8.0 is no width
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
@@ -60,8 +62,8 @@ class ModelConfig:
     """An autoregressive waveform model.
 
     The default is the YouTubeMix shape of the Mamba paper (appendix E.4.1: width 64, 3 blocks a
-    stage, pooling 16 and 16) with the mixers its ablation found best (figure 10: complex,
-    time-invariant outside, selective centre).
+    stage, pooling 16 and 16) with mixers that its ablation found among the best (figure 10:
+    complex, time-invariant outside; a selective centre ties with a time-invariant one).
 
     Attributes:
         tokenizer: Waveform to levels and back.
@@ -115,7 +117,10 @@ class ModelConfig:
             Tier(**_checked(Tier, tier, f"config.tiers[{i}]"))
             for i, tier in enumerate(values["tiers"])
         )
-        values["pools"] = tuple(values["pools"])
+        pools = values["pools"]
+        if not (isinstance(pools, (list, tuple)) and all(type(pool) is int for pool in pools)):
+            raise ValueError(f"config.pools is {pools!r}; it must be a list of whole numbers")
+        values["pools"] = tuple(pools)
         return cls(**values)
 
 
@@ -140,4 +145,8 @@ def _checked(cls: type[Any], values: Any, where: str) -> dict[str, Any]:
             raise ValueError(f"{where} lacks the key {name!r}")
         if name not in names:
             raise ValueError(f"{where} has the unknown key {name!r}; known are {', '.join(names)}")
+    for f in dataclasses.fields(cls):
+        value, kind = values[f.name], PLAIN.get(str(f.type))
+        if kind is not None and type(value) is not kind:
+            raise ValueError(f"{where}.{f.name} is {value!r}; it must be of type {kind.__name__}")
     return values

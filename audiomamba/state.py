@@ -30,11 +30,6 @@ def leaves(state: Any) -> list[Tensor]:
     return [state] if isinstance(state, Tensor) else [leaf for kid in state for leaf in leaves(kid)]
 
 
-def detach(state: State) -> State:
-    """Cut the gradient: what truncated backpropagation through time does between chunks."""
-    return map_state(Tensor.detach, state)
-
-
 def where(mask: Tensor, a: State, b: State) -> State:
     """Take rows of a where mask (batch,) is True, rows of b elsewhere."""
     return map_state(lambda x, y: torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, y), a, b)

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from audiomamba import checkpoint
 from audiomamba.config import ModelConfig
 from audiomamba.data.batches import Batch, Crops, Steps, Streams, check_length
-from audiomamba.data.tokens import TokenStore
+from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.evaluate import cut, total_bits
-from audiomamba.files import replacing
+from audiomamba.files import replacing, sha256
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.objective import Objective, capture, compile_blocks
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
@@ -54,7 +54,10 @@ log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 BEST = "best"
 # What a resumed run must share with its beginning; anything else may change on the way.
-FIXED = ("batch", "length", "carry_state", "seed", "learning_rate", "weight_decay", "betas")
+FIXED = (
+    *("batch", "length", "carry_state", "seed", "precision", "weight_decay", "betas"),
+    *("learning_rate", "min_learning_rate", "warmup", "gradient_clip", "ema_decay"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,8 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         raise FileExistsError(
             f"{out} holds a run; go on with it by --resume, or give another --out"
         )
+    if (out / checkpoint.WEIGHTS).exists() and not last.exists():
+        raise FileExistsError(f"{out} holds a model that would be overwritten; give another --out")
     if not config.data:
         raise ValueError("no data given; give a folder made by audiomamba prepare")
     store = TokenStore(config.data)
@@ -213,8 +218,6 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         """Prepare what needs the device, and listen for signals."""
         cuda = self.device.type == "cuda"
-        if cuda:
-            torch.set_float32_matmul_precision("high")
         half = str(_precision(self.config)).startswith("bf16")
         objective = Objective(self.network, torch.bfloat16 if half else None)
         if cuda if self.config.compile is None else self.config.compile:
@@ -291,6 +294,7 @@ class Training(pl.LightningModule):
             "model": self.model.to_dict(),
             "train": dataclasses.asdict(self.config),
             "world_size": self.trainer.world_size,
+            "data": sha256(self.store.directory / INDEX),
             "carried": [leaf.cpu() for leaf in states],
             "best": self.best,
             "bits": self.bits,
@@ -306,6 +310,8 @@ class Training(pl.LightningModule):
         then = {"model": saved["model"], "world_size": saved["world_size"]}
         now |= {name: getattr(self.config, name) for name in FIXED}
         then |= {name: saved["train"][name] for name in FIXED}
+        now["data (sha256 of its index)"] = sha256(self.store.directory / INDEX)
+        then["data (sha256 of its index)"] = saved["data"]
         for name in now:
             if now[name] != then[name]:
                 raise ValueError(

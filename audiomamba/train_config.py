@@ -10,7 +10,8 @@ from typing import Any
 class TrainConfig:
     """How a model is trained.
 
-    The defaults are the Mamba paper's for YouTubeMix (arXiv 2312.00752, appendices E.2.1, E.4.1).
+    The defaults are the Mamba paper's for YouTubeMix (arXiv 2312.00752, appendices E.2.1, E.4.1);
+    the averaging of weights is ours.
 
     Attributes:
         data: Folder made by `audiomamba prepare`.
@@ -34,7 +35,7 @@ class TrainConfig:
         checkpoint_every: Steps from one checkpoint to the next.
         log_every: Steps from one line of the log to the next.
         compile: Compile the network with torch.compile; None does so on CUDA.
-        cuda_graph: On CUDA, replay forward and backward as one recorded graph.
+        cuda_graph: Replay forward and backward as one recorded graph, on one CUDA device.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
         devices: Number of devices a node, or auto.
@@ -80,6 +81,12 @@ class TrainConfig:
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
         for name in ("min_learning_rate", "weight_decay", "gradient_clip"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        for name in ("max_minutes", "validation_seconds"):
+            value = getattr(self, name)
+            _require(name, value, value is None or value > 0, "more than 0")
+        low = self.min_learning_rate
+        _require("min_learning_rate", low, low <= self.learning_rate, "at most learning_rate")
+        _require("seed", self.seed, self.seed >= 0, "0 or more")
         for name in ("warmup", "ema_decay"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
 

@@ -21,8 +21,8 @@ Longer is better up to 479232. On one small device use `--carry-state --batch 16
 chunks of one clip follow each other, and the state goes on from one to the next.
 
 The model "piano" has the paper's size, 3.6M (width 64, 3 blocks a stage, pooling 16 and 16), with
-the mixers that its figure 10 found best: time-invariant complex blocks ("Mamba-S4") outside, a
-complex selective centre. The other presets are rows of that figure, and small ones to try.
+mixers that its figure 10 found among the best: time-invariant complex blocks ("Mamba-S4") outside,
+a complex selective centre. Other presets have that figure's mixers in the same shape, or are small.
 """
 
 from __future__ import annotations

@@ -4,6 +4,12 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Give every test the same random tensors, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

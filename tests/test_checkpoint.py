@@ -69,6 +69,17 @@ def test_the_first_differing_key_is_named(folder: Path) -> None:
         checkpoint.load(folder)
 
 
+def test_weights_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
+    weights = load_file(folder / checkpoint.WEIGHTS)
+    for value in (torch.full((8,), torch.nan), torch.ones(8, dtype=torch.int8)):
+        save_file({**weights, "norm.weight": value}, folder / checkpoint.WEIGHTS)
+        with pytest.raises(ValueError, match=r"'norm.weight' in model.safetensors is torch"):
+            checkpoint.load(folder)
+    huge = {**weights, "norm.weight": torch.full((8,), 1e6)}
+    with pytest.raises(ValueError, match=r"norm.weight is not finite as torch.float16"):
+        checkpoint.save(tmp_path / "new", CONFIG, huge, dtype=torch.float16)
+
+
 def test_a_config_of_another_model_is_refused(folder: Path) -> None:
     change(folder, model={**CONFIG.to_dict(), "d_model": 10})
     with pytest.raises(ValueError, match=r"'embedding.weight' is \(256, 10\)"):
@@ -76,7 +87,16 @@ def test_a_config_of_another_model_is_refused(folder: Path) -> None:
     change(folder, model={**CONFIG.to_dict(), "width": 10})
     with pytest.raises(ValueError, match="unknown key 'width'"):
         checkpoint.load(folder)
-    change(folder, generation={"temperature": "hot"})
+    change(folder, model={**CONFIG.to_dict(), "d_model": 8.0})
+    with pytest.raises(ValueError, match=r"config.d_model is 8.0; it must be of type int"):
+        checkpoint.load(folder)
+    change(folder, model={**CONFIG.to_dict(), "pools": [2.0]})
+    with pytest.raises(ValueError, match=r"config.pools is \[2.0\]"):
+        checkpoint.load(folder)
+    change(folder, model=CONFIG.to_dict(), format=2)
+    with pytest.raises(ValueError, match="its format is 2, this version reads 1"):
+        checkpoint.load(folder)
+    change(folder, format=1, generation={"temperature": "hot"})
     with pytest.raises(ValueError, match="temperature is 'hot'"):
         checkpoint.read_temperature(folder)
 

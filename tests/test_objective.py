@@ -39,8 +39,7 @@ def test_it_is_the_model_s_likelihood_and_carries_its_state() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*complex operators:UserWarning")  # it leaves those to eager
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's
 def test_compiled_blocks_change_nothing() -> None:
     plain, compiled = Objective(network()), Objective(network())
     compile_blocks(compiled)

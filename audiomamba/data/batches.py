@@ -44,7 +44,7 @@ class Crops:
 
     Every crop of the split is equally likely. A crop from the middle of a clip is given the true
     sample before it, where SaShiMi's loader gives silence: no step then learns a jump that never
-    happens in audio, and generation, which starts from silence, starts without a click.
+    happens in audio.
 
     Args:
         store: Tokens.

@@ -89,9 +89,10 @@ class Mamba(nn.Module):
     def initial_state(self, batch: int) -> MambaState:
         """Return zeros."""
         width = self.conv1d.kernel_size[0] - 1
+        dtype = self.A_log.dtype.to_complex() if self.complex else self.A_log.dtype
         return MambaState(
             self.D.new_zeros(batch, width, self.d_inner),
-            self.A().new_zeros(batch, *self.A_log.shape),
+            self.D.new_zeros(batch, *self.A_log.shape, dtype=dtype),
         )
 
     def A(self) -> Tensor:

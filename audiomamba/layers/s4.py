@@ -1,4 +1,4 @@
-"""S4 as SaShiMi uses it, in its diagonal form (S4D)."""
+"""S4 as SaShiMi uses it, in the diagonal form S4D rather than the low-rank one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class S4(nn.Module):
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros."""
-        return torch.complex(self.A_log, self.A_imag).new_zeros(batch, *self.A_log.shape)
+        return self.D.new_zeros(batch, *self.A_log.shape, dtype=self.A_log.dtype.to_complex())
 
     def parameters_of_scan(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return delta, A, B, C of `lti_scan`; B holds the zero-order hold's factor of delta B."""

@@ -60,6 +60,9 @@ class UNet(nn.Module):
         tiers: This tier and those inside it.
         pools: One factor for each joint.
 
+    Unlike SaShiMi's U-Net variant, one skip joins the two paths of a tier (blocks are residual),
+    and norms are RMSNorm.
+
     Source: Goel et al. 2022 (arXiv 2202.09729), section 4.1 and figure 1, with blocks on both
     paths.
     """

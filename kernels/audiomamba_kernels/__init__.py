@@ -1,6 +1,6 @@
 """Sequence kernels for audio: pure functions of tensors that know nothing of sound.
 
-Layout is (batch, time, channels) everywhere, the carried state is float32 (complex64), and every
+Layout is (batch, time, channels) everywhere, scans carry float32 (complex64) states, and every
 function returns the pair (y, final state or None).
 """
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from audiomamba.config import Tier
-from audiomamba.layers.attention import Attention
+from audiomamba.layers.attention import Attention, rotate
 from audiomamba.layers.block import Block
 from audiomamba.layers.mamba import Mamba
 from audiomamba.layers.s4 import S4
+from audiomamba.state import leaves
 from tests.contract import check_recurrent
 
 LAYERS: dict[str, Any] = {
@@ -123,17 +124,78 @@ def test_attention_without_a_window_is_causal_attention() -> None:
     assert not torch.allclose(narrow(x)[0][:, 10:], y[:, 10:])
 
 
-def test_blocks_run_in_bfloat16_autocast_with_float32_state() -> None:
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_train_in_bfloat16_autocast_with_float32_state(name: str) -> None:
     torch.manual_seed(0)
-    block = Block(16, Tier(mixer="lti", complex=True))
-    x = torch.randn(2, 40, 16)
+    layer = LAYERS[name]()
+    x = torch.randn(2, 40, 12 if "attention" in name else 10, requires_grad=True)
+    exact, _ = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
-        y, state = block(x)
-    assert y.dtype == torch.float32
-    assert (state.conv.dtype, state.ssm.dtype) == (torch.float32, torch.complex64)
-    torch.testing.assert_close(y, block(x)[0], rtol=0.05, atol=0.02)  # bfloat16 keeps 8 bits
+        y, state = layer(x, layer.initial_state(2))
+    y.float().square().sum().backward()
+    assert x.grad is not None
+    for got, first in zip(leaves(state), leaves(layer.initial_state(2)), strict=True):
+        assert got.dtype == first.dtype
+    error = (y - exact).norm() / exact.norm()
+    assert error < 4 * torch.finfo(torch.bfloat16).eps  # a handful of roundings in sequence
 
 
+def test_the_complex_selective_block_is_a_rotation_written_out() -> None:
+    """Conjugate pairs as real 2 x 2 rotations, 2 Re(C h) as a dot product; no complex number."""
+    torch.manual_seed(0)
+    layer = Mamba(6, d_state=4, complex=True).double()
+    x = torch.randn(2, 11, 6, dtype=torch.float64)
+    u, z = layer.in_proj(x).chunk(2, -1)
+    u = nn.functional.silu(layer.conv1d(nn.functional.pad(u.mT, (3, 0))).mT)
+    dt, B, C = layer.x_proj(u).split([1, 4, 4], -1)
+    delta = nn.functional.softplus(layer.dt_proj(dt))
+    re, im, ys = torch.zeros(2, 12, 2).double(), torch.zeros(2, 12, 2).double(), []
+    for t in range(11):
+        d = delta[:, t, :, None]
+        radius, angle = torch.exp(-d * layer.A_log.exp()), d * layer.A_imag
+        gain = d * u[:, t, :, None]
+        re, im = (
+            radius * (angle.cos() * re - angle.sin() * im) + gain * B[:, t, None, 0::2],
+            radius * (angle.sin() * re + angle.cos() * im) + gain * B[:, t, None, 1::2],
+        )
+        y = 2 * (C[:, t, None, 0::2] * re - C[:, t, None, 1::2] * im).sum(-1)
+        ys.append(y + layer.D * u[:, t])
+    expected = layer.out_proj(torch.stack(ys, 1) * nn.functional.silu(z))
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+def test_s4_is_the_convolution_with_the_kernel_of_s4d() -> None:
+    """K[t] = 2 Re sum_n C_n (exp(delta A_n) - 1) / A_n exp(t delta A_n), by an FFT."""
+    torch.manual_seed(0)
+    layer, steps = S4(6, d_state=8).double(), 50
+    start = torch.complex(torch.tensor(-0.5), torch.pi * torch.arange(4.0)).to(torch.complex128)
+    delta = layer.log_dt.exp()[:, None]
+    A = torch.complex(-layer.A_log.exp(), layer.A_imag)
+    torch.testing.assert_close(A, start.expand(6, 4), rtol=1e-6, atol=1e-6)
+    terms = torch.exp(torch.arange(steps)[:, None, None] * delta * A)
+    gain = torch.view_as_complex(layer.C) * (torch.exp(delta * A) - 1) / A
+    kernel = 2 * (gain * terms).sum(-1).real  # (steps, channels)
+    x = torch.randn(2, steps, 6, dtype=torch.float64)
+    product = torch.fft.rfft(x, 2 * steps, dim=1) * torch.fft.rfft(kernel, 2 * steps, dim=0)
+    y = torch.fft.irfft(product, 2 * steps, dim=1)[:, :steps] + layer.D * x
+    expected = nn.functional.glu(layer.out_proj(nn.functional.gelu(y)), -1)
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+def test_rotations_depend_on_distance_at_the_published_frequencies() -> None:
+    """RoFormer, equation 15: frequencies 10000^(-i / half); products see only differences."""
+    q, k = torch.randn(1, 1, 1, 6).double(), torch.randn(1, 1, 1, 6).double()
+    at = [rotate(q, torch.tensor([m])) @ rotate(k, torch.tensor([m - 3])).mT for m in (3, 40)]
+    torch.testing.assert_close(at[0], at[1])
+    pair = torch.complex(q[..., :3], q[..., 3:])
+    turn = torch.exp(7j * torch.tensor([1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)]).double())
+    got = rotate(q, torch.tensor([7]))
+    torch.testing.assert_close(
+        torch.complex(got[..., :3], got[..., 3:]), pair * turn, atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's
 def test_a_compiled_block_is_one_graph() -> None:
     torch.manual_seed(0)
     block = Block(16, Tier(mixer="lti", complex=True))

@@ -53,7 +53,7 @@ def lti_scan_chunked(
     if D is not None:
         y = y + D * u
     if z is not None:
-        y = y * F.silu(z)
+        y = y * F.silu(z.to(y.dtype))
     return y.to(u.dtype), h
 
 
@@ -97,11 +97,12 @@ def lti_chunks(
         y as x, and the state after every chunk, (batch, chunks, channels, state).
     """
     rows = _rows(x, inside)
-    ends = _from_rows(torch.bmm(rows, read.to(x.dtype)), h)
-    ends[:, 0] += decay * h
-    states = odd_even_scan(decay[None, None], ends)
-    y = torch.bmm(_to_rows(_before(states, h), x.dtype), write.to(x.dtype))
-    return y.baddbmm_(rows, inside.to(x.dtype)).view(x.shape), states
+    with torch.autocast(x.device.type, enabled=False):  # the dtypes here are meant
+        ends = _from_rows(torch.bmm(rows, read.to(x.dtype)), h)
+        ends[:, 0] += decay * h
+        states = odd_even_scan(decay[None, None], ends)
+        y = torch.bmm(_to_rows(_before(states, h), x.dtype), write.to(x.dtype))
+        return y.baddbmm_(rows, inside.to(x.dtype)).view(x.shape), states
 
 
 @lti_chunks.register_fake
@@ -126,21 +127,22 @@ def lti_chunks_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `lti_chunks` for its arguments; the carry runs backwards in time."""
     rows, dy = _rows(x, inside), _rows(dy, inside)
-    before = _before(states, h)
-    dbefore = _from_rows(torch.bmm(dy, write.mT.to(x.dtype)), h)
-    carried = dstates.clone()
-    carried[:, :-1] += dbefore[:, 1:]
-    dends = odd_even_scan(decay.conj()[None, None], carried.flip(1)).flip(1)
-    ends_rows = _to_rows(dends, x.dtype)
-    dx = torch.bmm(dy, inside.mT.to(x.dtype)).baddbmm_(ends_rows, read.mT.to(x.dtype))
-    return (
-        dx.view(x.shape),
-        torch.bmm(rows.mT, dy).to(inside.dtype),
-        torch.bmm(rows.mT, ends_rows).to(read.dtype),
-        torch.bmm(_to_rows(before, x.dtype).mT, dy).to(write.dtype),
-        (dends * before.conj()).sum((0, 1)),
-        dbefore[:, 0] + decay.conj() * dends[:, 0],
-    )
+    with torch.autocast(x.device.type, enabled=False):
+        before = _before(states, h)
+        dbefore = _from_rows(torch.bmm(dy, write.mT.to(x.dtype)), h)
+        carried = dstates.clone()
+        carried[:, :-1] += dbefore[:, 1:]
+        dends = odd_even_scan(decay.conj()[None, None], carried.flip(1)).flip(1)
+        ends_rows = _to_rows(dends, x.dtype)
+        dx = torch.bmm(dy, inside.mT.to(x.dtype)).baddbmm_(ends_rows, read.mT.to(x.dtype))
+        return (
+            dx.view(x.shape),
+            torch.bmm(rows.mT, dy).to(inside.dtype),
+            torch.bmm(rows.mT, ends_rows).to(read.dtype),
+            torch.bmm(_to_rows(before, x.dtype).mT, dy).to(write.dtype),
+            (dends * before.conj()).sum((0, 1)),
+            dbefore[:, 0] + decay.conj() * dends[:, 0],
+        )
 
 
 @lti_chunks_backward.register_fake

@@ -34,8 +34,7 @@ def selective_scan(
         y_t     = (C_t h_t, or 2 Re(C_t h_t) if A is complex, + D u_t) * silu(z_t)
 
     Args:
-        u: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or (reference only)
-            float64.
+        u: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or float64.
         delta: Step sizes before bias and softplus, shape of u.
         A: (channels, state), float32 or complex64. A complex `state` counts conjugate pairs.
         B: (batch, time, state), real or complex as A.

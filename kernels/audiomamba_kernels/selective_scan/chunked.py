@@ -38,7 +38,10 @@ def selective_scan_chunked(
     for start in range(0, steps, chunk):
         at = slice(start, start + chunk)
         args = (u[:, at], delta[:, at], A, B[:, at], C[:, at], delta_bias, delta_softplus, h)
-        y, h = checkpoint(_chunk, *args, use_reentrant=False) if recompute else _chunk(*args)
+        if recompute:  # nothing in it is random
+            y, h = checkpoint(_chunk, *args, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y, h = _chunk(*args)
         ys.append(y)
     y = torch.cat(ys, dim=1) if len(ys) > 1 else ys[0]
     if D is not None:
