@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,9 +74,9 @@ def read(
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If it cannot be opened.
-        ValueError: If it is not audio, is damaged, says a rate outside 1 kHz to 1 MHz, holds no
-            sample in the range asked for, a sample that is NaN or infinite, or a peak over 2 (not
-            scaled to [-1, 1]).
+        ValueError: If it is not audio, is damaged or cut short, says a rate outside 1 kHz to 1 MHz,
+            holds no sample in the range asked for, a sample that is NaN or infinite, or a peak over
+            2 (not scaled to [-1, 1]).
     """
     return np.concatenate(
         list(blocks(path, sample_rate, start_seconds=start_seconds, seconds=seconds))
@@ -105,14 +107,12 @@ def blocks(
     wanted = math.inf if seconds is None else max(1, round(seconds * sample_rate))
     made = 0
     with _open(path) as file:
-        if file.samplerate not in _RATES_HZ:
-            raise ValueError(
-                f"{path} says its sample rate is {file.samplerate} Hz; mend its header"
-            )
         start = round(start_seconds * file.samplerate)
         if file.frames <= start:
-            length = f"lasts {file.frames / file.samplerate:.6g} s" if file.frames else "is empty"
-            raise ValueError(f"{path} {length}; nothing to read from {start_seconds:.6g} s on")
+            raise ValueError(
+                f"{path} lasts {file.frames / file.samplerate:.6g} s; "
+                f"nothing to read from {start_seconds:.6g} s on"
+            )
         for piece in _resampled(_mono(file, start, path), file.samplerate, sample_rate):
             if len(piece):
                 yield np.clip(piece[: int(min(len(piece), wanted - made))], -1, 1)
@@ -121,6 +121,12 @@ def blocks(
                 return
     if not made:
         raise ValueError(f"{path} is too short: no sample is left of it at {sample_rate} Hz")
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise what `read` finds wrong with a file before its first sample."""
+    with _open(path):
+        pass
 
 
 def write(
@@ -163,19 +169,66 @@ def write(
         )
     container, default = _CODECS[name]
     encoded = _encode(waveform, sample_rate, container, subtype or default)
-    with replacing(path) as temporary:
+    with naming(path), replacing(path) as temporary:
         temporary.write_bytes(encoded.getbuffer())
 
 
-def _open(path: str | os.PathLike[str]) -> Any:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError name `path` if it names no file, as that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[Any]:
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}")
     with open(path, "rb"):  # the system's own reason, which libsndfile does not tell
         pass
     try:
-        return soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
         raise ValueError(f"{path} is not audio that libsndfile reads: {_reason(error)}") from error
+    with file:
+        if file.samplerate not in _RATES_HZ:
+            raise ValueError(
+                f"{path} says its sample rate is {file.samplerate} Hz; mend its header"
+            )
+        _check_wav_is_whole(path)
+        if not file.frames:
+            raise ValueError(f"{path} is empty; nothing to read")
+        yield file
+
+
+def _check_wav_is_whole(path: str | os.PathLike[str]) -> None:
+    """Compare what a WAV header says with the file; libsndfile reads what is there and is silent.
+
+    Source: EBU Tech 3306 (RF64), 2009: chunks, and ds64 for sizes over 32 bits.
+    """
+    with open(path, "rb") as file:
+        if file.read(12)[:4] not in (b"RIFF", b"RF64"):
+            return
+        long_size = 0
+        while len(header := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", header)
+            start = file.tell()
+            if name == b"ds64" and size >= 16:
+                long_size = struct.unpack("<8xQ", file.read(16))[0]
+            elif name == b"data":
+                if size == 0xFFFFFFFF:
+                    size = long_size
+                elif size & 0x7FFF0000 == 0x7FFF0000:  # of a stream, its length not yet known
+                    size = 0
+                there = file.seek(0, os.SEEK_END) - start
+                if there < size:
+                    raise ValueError(f"{path} is cut short: {there} of {size} bytes are there")
+                return
+            file.seek(start + size + size % 2)
 
 
 def _mono(file: Any, start: int, path: object) -> Iterator[tuple[NDArray[np.float32], bool]]:

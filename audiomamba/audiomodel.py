@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from audiomamba.engine.engine import Engine
 from audiomamba.files import sha256
 from audiomamba.generate import EngineName, Job, choose_engine, generate_streams
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.sampling import Sampling
+from audiomamba.sampling import Sampling, check_real
 from audiomamba.tokenizer import Tokenizer
 
 Waveform = NDArray[np.float32]
@@ -79,7 +80,8 @@ class AudioModel:
         """Compile the engine now if it has not been; else the first `generate` does.
 
         Args:
-            notify: Called once if that takes more than a second; None logs a warning.
+            notify: Called once, before code is compiled, which takes about 20 seconds; not when it
+                is loaded. None logs a warning.
         """
         if self.engine == "numba":
             Engine(self.network).warm_up(notify)
@@ -146,14 +148,14 @@ class AudioModel:
         top_p: float | None = None,
         prompt: Waveform | Tensor | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[tuple[int, Waveform]]:
+    ) -> Generator[tuple[int, Waveform], None, None]:
         """Make sounds first, ..., first + num - 1 and give each as soon as it is finished.
 
         Arguments are those of `generate`, and checked before this returns.
 
         Returns:
-            An iterator of (index, float32 waveform (samples,)), without the prompt, in the order in
-            which they are finished. Closing it stops the work.
+            A generator of (index, float32 waveform (samples,)), without the prompt, in the order in
+            which they are finished. Closing it stops the work; no further sound is begun.
         """
         job = Job(
             samples=samples,
@@ -161,10 +163,16 @@ class AudioModel:
             sampling=Sampling(
                 self.temperature if temperature is None else temperature, top_k, top_p
             ),
-            prompt=self.tokenizer.encode(_prompt(prompt)).astype(np.int64),
+            prompt=self.tokenizer.encode(_prompt(prompt)),
         )
         streams = generate_streams(self.network, job, num=num, first=first, progress=progress)
-        return ((index, self.tokenizer.decode(tokens)) for index, tokens in streams)
+
+        def decoded() -> Generator[tuple[int, Waveform], None, None]:
+            with closing(streams):
+                for index, tokens in streams:
+                    yield index, self.tokenizer.decode(tokens)
+
+        return decoded()
 
     @torch.inference_mode()
     def nll(self, waveform: Waveform | Tensor) -> float:
@@ -210,8 +218,9 @@ def count_samples(seconds: float, sample_rate: int) -> int:
     """Return the nearest count of samples.
 
     Raises:
-        ValueError: If that is no sample, or seconds is not finite.
+        ValueError: If that is no sample, or seconds is not finite or no number.
     """
+    check_real(seconds, "seconds")
     if not 0.5 / sample_rate < seconds < float("inf"):
         raise ValueError(f"seconds is {seconds}; it must be positive, and long enough for a sample")
     return round(seconds * sample_rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import secrets
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from audiomamba.tokenizer import Encoding
 
 PROMPT_LIMIT_SECONDS = 600
+LONGEST_SECONDS = 1e9  # far over any disk; its samples can be counted
 INTERRUPTED = 130
 COMPILING = "compiling for this machine; the next start finds it done"
 
@@ -61,6 +63,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         remedy = {
             errno.ENOSPC: "; free some space or name another folder",
+            errno.EDQUOT: "; free some of your quota or name another folder",
+            errno.EFBIG: "; ask for less or name a folder that takes larger files",
             errno.EACCES: "; change its permissions or name another folder",
         }.get(error.errno or 0, "")
         place = f": {error.filename}" if error.filename else ""
@@ -76,8 +80,8 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None)
     return value
 
 
-def _positive(*names: str, **options: Any) -> Callable[[Any], Any]:
-    number = click.FloatRange(min=0, min_open=True)
+def _seconds(*names: str, **options: Any) -> Callable[[Any], Any]:
+    number = click.FloatRange(min=0, min_open=True, max=LONGEST_SECONDS)
     return click.option(*names, type=number, callback=_finite, metavar="FLOAT", **options)
 
 
@@ -105,7 +109,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_positive("--seconds", default=10.0, show_default=True, help="Audio to make.")
+@_seconds("--seconds", default=10.0, show_default=True, help="Audio to make.")
 @click.option(
     "-n",
     "--num",
@@ -127,7 +131,7 @@ def cli() -> None:
     "--seed",
     type=click.IntRange(0, 2**64 - 1),
     metavar="INTEGER",
-    help="Makes the same audio again.  [default: at random, and printed]",
+    help="Makes the same audio again on the same kind of CPU.  [default: at random, and printed]",
 )
 @click.option(
     "--temperature",
@@ -138,7 +142,7 @@ def cli() -> None:
 )
 @click.option(
     "--top-k",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**31 - 1),
     metavar="INTEGER",
     help="Draw from the k likeliest levels only.",
 )
@@ -155,7 +159,7 @@ def cli() -> None:
     help="Audio to continue, of any format, rate and channel count. The file made holds the "
     "prompt and then --seconds of continuation.",
 )
-@_positive("--prompt-seconds", help="Use only the beginning of the prompt.")
+@_seconds("--prompt-seconds", help="Use only the beginning of the prompt.")
 @_model
 @_device
 @click.option(
@@ -194,21 +198,23 @@ def generate(
     """
     if prompt_seconds is not None and prompt is None:
         raise click.UsageError("--prompt-seconds needs --prompt")
-    from audiomamba import checkpoint, output, plot
+    from audiomamba import audio, checkpoint, output, plot
     from audiomamba.files import sha256
 
     if spectrogram:
         plot.figure_class()  # a missing matplotlib is told before the work
     folder = output_dir.expanduser().absolute()
     output.check_folder(folder)
+    if prompt is not None:
+        audio.check(prompt)
     model = audiomamba.load(name, device=device)
     seed = secrets.randbelow(2**31) if seed is None else seed
-    paths = output.targets(folder, model.name, seed, num, file_format, overwrite=overwrite)
     samples = round(seconds * model.sample_rate)
     if not samples:
         raise click.UsageError(f"--seconds {seconds} is less than a sample")
     start = _read_prompt(prompt, prompt_seconds, model.sample_rate)
     output.check_space(folder, num * (samples + (0 if start is None else len(start))))
+    paths = output.targets(folder, model.name, seed, num, file_format, overwrite=overwrite)
     temperature = model.temperature if temperature is None else temperature
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     folder_of_model = Path(name).is_dir() and name not in checkpoint.shipped()
@@ -264,21 +270,22 @@ def _write_takes(
             progress=lambda delta: bar.update(delta / model.sample_rate),
         )
         try:
-            for index, waveform in takes:
-                speed = (made + 1) * seconds / (time.perf_counter() - began)
-                whole = waveform if start is None else np.concatenate([start, waveform])
-                write_take(
-                    paths[index],
-                    whole,
-                    model.sample_rate,
-                    {**record, "index": index, "times_real_time": round(speed, 3)},
-                    format=file_format,
-                )
-                if spectrogram:
-                    plot.spectrogram(whole, model.sample_rate, paths[index].with_suffix(".png"))
-                made += 1
-                bar.clear()
-                click.echo(paths[index])
+            with contextlib.closing(takes):  # an error here stops the takes that are being made
+                for index, waveform in takes:
+                    speed = (made + 1) * seconds / (time.perf_counter() - began)
+                    whole = waveform if start is None else np.concatenate([start, waveform])
+                    write_take(
+                        paths[index],
+                        whole,
+                        model.sample_rate,
+                        {**record, "index": index, "times_real_time": round(speed, 3)},
+                        format=file_format,
+                    )
+                    if spectrogram:
+                        plot.spectrogram(whole, model.sample_rate, paths[index].with_suffix(".png"))
+                    made += 1
+                    bar.clear()
+                    click.echo(paths[index])
         except KeyboardInterrupt:
             bar.close()
             click.echo(f"interrupted: {made} of {len(paths)} files are finished and kept", err=True)
@@ -385,7 +392,7 @@ def prepare(
     show_default=True,
     help="Of prepared tokens.",
 )
-@_positive("--seconds", help="Read only so much in all.  [default: everything]")
+@_seconds("--seconds", help="Read only so much in all.  [default: everything]")
 @_model
 @_device
 @_quiet

@@ -49,6 +49,8 @@ def examine() -> tuple[str, bool]:
 def _system() -> Iterator[Row]:
     yield "audiomamba", __version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
+    if find_spec("triton") is not None:
+        yield "triton", _version("triton")
 
 
 def _state(package: str) -> str:
@@ -89,8 +91,6 @@ def _devices() -> Iterator[Row]:
 
 
 def _kernels() -> Iterator[Row]:
-    import torch
-
     from audiomamba_kernels import available_backends
 
     runs = {
@@ -99,15 +99,26 @@ def _kernels() -> Iterator[Row]:
     }
     for backend in available_backends():
         yield backend, runs.get(backend, "yes")
-    yield "numba", "yes: generation on the CPU"
-    if "triton" in available_backends():
-        return
-    if find_spec("triton") is None:
-        yield "triton", "no: not installed; pip install triton (Linux with an NVIDIA device)"
-    elif not torch.cuda.is_available():
-        yield "triton", f"no: triton {_version('triton')} is there, but no CUDA device"
-    else:
-        yield "triton", f"no: triton {_version('triton')} is there, but has no kernel here yet"
+    yield "numba", f"yes: generation on the CPU; {_compiled_code()}"
+
+
+def _compiled_code() -> str:
+    """Tell where numba keeps compiled code; it takes the first folder that it can write to."""
+    import numba
+
+    from audiomamba.engine import philox
+
+    source = getattr(philox.uniform, "py_func", None)  # its folder counts; it is not compiled
+    if source is None:
+        return "compiling is switched off by NUMBA_DISABLE_JIT"
+    try:
+        folder = numba.njit(cache=True)(source).stats.cache_path
+    except RuntimeError:
+        return (
+            "compiled code cannot be kept, as no folder for it is writable: every start compiles; "
+            "set NUMBA_CACHE_DIR to a folder that is"
+        )
+    return f"compiled code is kept in {folder}, which is writable"
 
 
 def _extra(extra: str) -> str:

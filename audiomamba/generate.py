@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from audiomamba.engine.engine import Engine, supports
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.sampling import Sampling, check_seed, sample, uniforms
+from audiomamba.sampling import Sampling, check_seed, check_whole, sample, uniforms
 from audiomamba.state import leaves, map_state
 
 EngineName = Literal["numba", "torch"]
-Tokens = NDArray[np.int64]
+Tokens = NDArray[np.integer[Any]]
+Streams = Generator[tuple[int, Tokens], None, None]
 Progress = Callable[[int], None]
 
 BLOCK = 2048  # samples that the compiled loop makes before it looks up, some 50 ms
@@ -41,7 +42,7 @@ class Job:
         samples: New samples of each stream.
         seed: Stream i draws the numbers of (seed, i).
         sampling: How tokens are drawn.
-        prompt: int64 (samples,), tokens to continue, or empty.
+        prompt: Integers (samples,), tokens to continue, or empty.
 
     Raises:
         ValueError: If a value is out of range.
@@ -53,8 +54,10 @@ class Job:
     prompt: Tokens = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
+        if check_whole(self.samples, "samples") < 1:
             raise ValueError(f"samples is {self.samples}; it must be at least 1")
+        if self.prompt.dtype.kind not in "iu":
+            raise ValueError(f"the prompt's tokens are {self.prompt.dtype}; they must be integers")
         check_seed(self.seed)
 
 
@@ -72,7 +75,7 @@ def generate_streams(
     first: int = 0,
     engine: EngineName | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, Tokens]]:
+) -> Streams:
     """Generate streams first, ..., first + num - 1; each depends on the job and its number alone.
 
     Args:
@@ -85,13 +88,14 @@ def generate_streams(
         progress: Called in this thread with the count of samples newly made.
 
     Returns:
-        An iterator of a stream's number and its new tokens, int64 (samples,), as each is finished.
+        A generator of a stream's number and its new tokens, (samples,) of the tokenizer's dtype, as
+        each is finished. Closing it stops the work.
 
     Raises:
         ValueError: If num or first is out of range, the engine cannot run the model, or a logit is
             not finite.
     """
-    if num < 1 or first < 0:
+    if check_whole(num, "num") < 1 or check_whole(first, "first") < 0:
         raise ValueError(f"num is {num} and first {first}; they must be at least 1 and 0")
     levels, prompt = network.config.tokenizer.levels, job.prompt
     if len(prompt) and not 0 <= prompt.min() <= prompt.max() < levels:
@@ -113,8 +117,8 @@ def prefill(network: WaveformModel, prompt: Tokens) -> tuple[Any, int]:
     """Read the whole periods of a prompt; return the state for one stream, and the samples read."""
     silence, period = network.config.tokenizer.silence, network.config.period
     whole = len(prompt) - len(prompt) % period
-    previous = torch.from_numpy(np.concatenate([[silence], prompt[:-1]]))[None, :whole]
-    previous = previous.to(network.embedding.weight.device)
+    previous = torch.from_numpy(np.concatenate([[silence], prompt[:-1]], dtype=np.int64))
+    previous = previous[None, :whole].to(network.embedding.weight.device)
     state = network.initial_state(1)
     chunk = max(1, CHUNK // period) * period
     for at in range(0, whole, chunk):
@@ -122,9 +126,7 @@ def prefill(network: WaveformModel, prompt: Tokens) -> tuple[Any, int]:
     return state, whole
 
 
-def _compiled(
-    network: WaveformModel, job: Job, indices: range, progress: Progress
-) -> Iterator[tuple[int, Tokens]]:
+def _compiled(network: WaveformModel, job: Job, indices: range, progress: Progress) -> Streams:
     """Run one stream a thread; the compiled loop holds no lock."""
     engine = Engine(network)
     engine.warm_up()
@@ -138,13 +140,14 @@ def _compiled(
     def make(index: int) -> None:
         try:
             stream = engine.start(start, position=read, previous=previous)
-            stream.run(job.prompt[read:].copy())
-            tokens = np.full(job.samples, -1, np.int64)
+            stream.run(job.prompt[read:].astype(np.int64))
+            tokens = np.empty(job.samples, network.config.tokenizer.dtype)
             for at in range(0, job.samples, BLOCK):
                 if stop.is_set():
                     return
-                block = tokens[at : at + BLOCK]
+                block = np.full(min(BLOCK, job.samples - at), -1, np.int64)
                 stream.run(block, job.sampling, job.seed, index)
+                tokens[at : at + BLOCK] = block
                 news.put((index, len(block), None))
             news.put((index, 0, tokens))
         except BaseException as error:
@@ -171,9 +174,7 @@ def _compiled(
 
 
 @torch.inference_mode()
-def _stepped(
-    network: WaveformModel, job: Job, indices: range, progress: Progress
-) -> Iterator[tuple[int, Tokens]]:
+def _stepped(network: WaveformModel, job: Job, indices: range, progress: Progress) -> Streams:
     """Run streams by the model's own step: on a GPU, ROWS of them at a time."""
     rows = 1 if network.embedding.weight.device.type == "cpu" else ROWS
     state, read = prefill(network, job.prompt)
@@ -193,9 +194,10 @@ def _step_group(
     """Step streams together through the rest of the prompt and then job.samples times."""
     device = network.embedding.weight.device
     begin, end, period = len(job.prompt), len(job.prompt) + job.samples, network.config.period
-    given = torch.from_numpy(job.prompt).to(device).expand(len(members), -1)
+    given = torch.from_numpy(job.prompt.astype(np.int64)).to(device).expand(len(members), -1)
     silence = given.new_full((len(members),), network.config.tokenizer.silence)
     previous = given[:, read - 1] if read else silence
+    tokens = np.empty((len(members), job.samples), network.config.tokenizer.dtype)
     made: list[Tensor] = []
     for t in range(read, end):
         logits, state = network.step(previous, state, t % period)
@@ -210,8 +212,11 @@ def _step_group(
         previous = sample(logits, uniform[:, at], job.sampling)
         made.append(previous)
         if at == count - 1:
+            end_of_block = t - begin + 1
+            block = torch.stack(made, dim=1).cpu().numpy()
+            tokens[:, end_of_block - count : end_of_block] = block
+            made.clear()
             progress(count)
-    tokens: Tokens = torch.stack(made, dim=1).cpu().numpy()
     return tokens
 
 

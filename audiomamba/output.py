@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from audiomamba import __version__, audio
 from audiomamba.audio import Format
@@ -63,8 +65,9 @@ def check_space(folder: Path, samples: int) -> None:
     """
     needed, free = 2 * samples, shutil.disk_usage(folder).free
     if needed > free:
+        has, takes = (tqdm.format_sizeof(size, "B") for size in (free, needed))
         raise OSError(
-            f"{folder} has {free / 1e6:.0f} MB free and the audio takes {needed / 1e6:.0f} MB; "
+            f"{folder} has {has} free and the audio takes {takes}; "
             "free some space, name another folder with --output-dir, or ask for less"
         )
 
@@ -102,15 +105,21 @@ def write_take(
         "versions": versions(),
     }
     with replacing(record_path(path)) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        with audio.naming(record_path(path)):
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         audio.write(path, waveform, sample_rate, format=format)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions on which the samples may depend."""
+    """Return the versions, and the CPU compiled for, on which the samples may depend."""
+    from llvmlite import binding  # type: ignore[import-untyped]
+
+    compiled_for = os.environ.get("NUMBA_CPU_NAME")
     return {
         "audiomamba": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": binding.get_host_cpu_name(),
+        **({"NUMBA_CPU_NAME": compiled_for} if compiled_for else {}),
         **{name: metadata.version(name) for name in ("numba", "numpy", "torch")},
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +21,12 @@ class Sampling:
 
     Attributes:
         temperature: Divides the logits; 0 takes the most likely token, the first of equals.
-        top_k: Keep this many of the likeliest tokens; None keeps all.
+        top_k: Keep this many of the likeliest tokens; None, or more than there are, keeps all.
         top_p: Keep the fewest of the likeliest tokens that hold this share of the probability; None
             and 1 keep all.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range or no number.
     """
 
     temperature: float = 1.0
@@ -31,14 +34,15 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
+        check_real(self.temperature, "temperature")
         if not 0 <= self.temperature <= float(np.finfo(np.float32).max):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 or more, and finite")
-        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
-            raise ValueError(
-                f"top_k is {self.top_k}; it must be a whole number of at least 1, or None"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k is not None and check_whole(self.top_k, "top_k") < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or None")
+        if self.top_p is not None:
+            check_real(self.top_p, "top_p")
+            if not 0 < self.top_p <= 1:
+                raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
 
 def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
@@ -71,7 +75,7 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         return (gap == 0).int().argmax(dim=-1)  # of equals, argmax of ints takes the first
     weight = torch.exp(-gap / sampling.temperature).double()
     order = gap.argsort(dim=-1, stable=True)
-    if sampling.top_k is not None:
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         weight = weight.scatter(-1, order[:, sampling.top_k :], 0.0)
     if sampling.top_p is not None and sampling.top_p < 1:
         ranked = weight.gather(-1, order)
@@ -100,7 +104,21 @@ def uniforms(seed: int, stream: int, start: int, count: int) -> NDArray[np.float
 
 def check_seed(value: int, name: str = "seed") -> np.uint64:
     """Return a seed as the number that the generator takes."""
-    if not 0 <= value < 1 << 64:
+    if not 0 <= check_whole(value, name) < 1 << 64:
         raise ValueError(f"{name} is {value}; it must be from 0 to 2^64 - 1")
     number: np.uint64 = np.uint64(value)
     return number
+
+
+def check_whole(value: Any, name: str) -> int:
+    """Return a whole number of any integer type as an int; a float is none, not even 10.0."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
+
+
+def check_real(value: Any, name: str) -> None:
+    """Raise ValueError for what is no number of Python or NumPy."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number")

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import audiomamba
-from audiomamba import checkpoint
+from audiomamba import audiomodel, checkpoint
 from audiomamba.audiomodel import AudioModel, check_device
 from audiomamba.config import ModelConfig, Tier
+from audiomamba.engine.engine import Engine
 from audiomamba.files import sha256
 from audiomamba.models.waveform import WaveformModel
 
@@ -61,6 +64,35 @@ def test_generate_each_takes_up_at_any_index(model: AudioModel) -> None:
         assert np.array_equal(wave, whole[index])
 
 
+def test_closing_what_generate_each_gives_stops_the_work(
+    model: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    held: list[object] = []  # so that counting references closes nothing
+    start, generate_streams = Engine.start, audiomodel.generate_streams
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        begun.append(None)
+        return start(*args, **kwargs)
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        held.append(generate_streams(*args, **kwargs))
+        return held[-1]
+
+    monkeypatch.setattr(Engine, "start", counted)
+    monkeypatch.setattr(audiomodel, "generate_streams", kept)
+    before = threading.active_count()
+    sounds = model.generate_each(samples=20_000, num=24)
+    next(sounds)
+    sounds.close()
+    assert threading.active_count() == before
+    assert 1 < len(begun) < 24
+
+
+def test_more_levels_than_there_are_keep_all(model: AudioModel) -> None:
+    assert np.array_equal(model.generate(samples=9, top_k=10**20), model.generate(samples=9))
+
+
 def test_nll_is_the_mean_over_samples_of_a_batch(model: AudioModel) -> None:
     wave = np.stack([tone(50), -tone(50)])
     each = [model.nll(row) for row in wave]
@@ -89,8 +121,8 @@ def test_a_saved_model_loads_equal(model: AudioModel, tmp_path: Path) -> None:
     assert np.array_equal(loaded.generate(samples=20), model.generate(samples=20))
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e-4])
-def test_a_length_of_no_sample_is_refused(model: AudioModel, seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e-4, "1"])
+def test_a_length_of_no_sample_is_refused(model: AudioModel, seconds: Any) -> None:
     with pytest.raises(ValueError, match="seconds is"):
         model.generate(seconds)
 
@@ -99,10 +131,13 @@ def test_a_length_of_no_sample_is_refused(model: AudioModel, seconds: float) -> 
     ("options", "match"),
     [
         ({"samples": 0}, "samples is 0"),
+        ({"samples": 10.5}, "samples is 10.5"),
         ({"num": 0}, "num is 0"),
         ({"first": -1}, "first -1"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 1.5}, "seed is 1.5"),
         ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": "1"}, "temperature is '1'"),
         ({"prompt": np.empty(0, np.float32)}, "the prompt is empty"),
         ({"prompt": np.zeros((2, 9), np.float32)}, "must be mono"),
         ({"prompt": np.array([0, np.nan, 0], np.float32)}, "the prompt is NaN .* sample 1"),

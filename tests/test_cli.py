@@ -4,8 +4,10 @@ import errno
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ class StandIn:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.interrupt_at: int | None = None
+        self.closed = False
 
     def warm_up(self, notify: Callable[[], None]) -> None:
         if self.slow_to_compile:
@@ -48,11 +51,14 @@ class StandIn:
         self, *, samples: int, num: int, seed: int, progress: Callable[[int], None], **options: Any
     ) -> Iterator[tuple[int, np.ndarray]]:
         self.calls.append({"samples": samples, "num": num, "seed": seed, **options})
-        for index in reversed(range(num)):
-            if index == self.interrupt_at:
-                raise KeyboardInterrupt
-            progress(samples)
-            yield index, noise(samples, seed, index)
+        try:
+            for index in reversed(range(num)):
+                if index == self.interrupt_at:
+                    raise KeyboardInterrupt
+                progress(samples)
+                yield index, noise(samples, seed, index)
+        finally:
+            self.closed = True
 
     def nll(self, waveform: np.ndarray) -> float:
         self.calls.append({"waveform": waveform})
@@ -100,8 +106,9 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
     assert np.abs(audio.read(path, RATE) - noise(8000, 7, 0)).max() <= 1 / 32768
     record = json.loads(path.with_suffix(".json").read_text())
     assert record.pop("times_real_time") > 0
-    assert set(record.pop("versions")) == {
+    assert set(record.pop("versions")) - {"NUMBA_CPU_NAME"} == {
         "audiomamba",
+        "cpu",
         "machine",
         "numba",
         "numpy",
@@ -125,6 +132,15 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
         "device": "cpu",
     }
     assert sorted(p.name for p in path.parent.iterdir()) == ["stand-in_7_0.json", path.name]
+
+
+def test_the_record_names_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CPU_NAME", "nocona")
+    versions = output.versions()
+    assert versions["cpu"] not in ("", "nocona")
+    assert versions["NUMBA_CPU_NAME"] == "nocona"
+    monkeypatch.delenv("NUMBA_CPU_NAME")
+    assert "NUMBA_CPU_NAME" not in output.versions()
 
 
 def test_every_option_reaches_the_model(
@@ -275,13 +291,16 @@ def spoil(path: Path, how: str) -> None:
         path.write_text("no audio")
     elif how == "nan":
         soundfile.write(path, np.full(99, math.nan), RATE, subtype="FLOAT")
+    elif how == "cut":
+        soundfile.write(path, noise(99), RATE)
+        path.write_bytes(path.read_bytes()[:-2])
     elif how == "empty":
         soundfile.write(path, np.zeros(0), RATE)
     elif how == "folder":
         path.mkdir()
 
 
-@pytest.mark.parametrize("how", ["missing", "text", "nan", "empty", "folder"])
+@pytest.mark.parametrize("how", ["missing", "text", "nan", "empty", "folder", "cut"])
 def test_a_bad_prompt_is_named(run: Run, model: StandIn, tmp_path: Path, how: str) -> None:
     prompt = tmp_path / "prompt.wav"
     spoil(prompt, how)
@@ -294,6 +313,19 @@ def test_a_bad_prompt_is_named(run: Run, model: StandIn, tmp_path: Path, how: st
     assert not list(tmp_path.glob("out/*"))
 
 
+@pytest.mark.parametrize("how", ["text", "empty", "cut"])
+def test_a_bad_prompt_is_found_before_the_model_is_loaded(
+    run: Run, tmp_path: Path, how: str
+) -> None:
+    spoil(tmp_path / "prompt.wav", how)
+    code, _, err = run(
+        *("generate", "-m", "no such model", "-o", tmp_path, "--prompt", tmp_path / "prompt.wav")
+    )
+    assert code == 1
+    assert is_one_line(err)
+    assert "prompt.wav" in err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -301,6 +333,8 @@ def test_a_bad_prompt_is_named(run: Run, model: StandIn, tmp_path: Path, how: st
         ["--seconds", "-1"],
         ["--seconds", "nan"],
         ["--seconds", "inf"],
+        ["--seconds", "1e308"],
+        ["--prompt-seconds", "1e308"],
         ["--seconds", "long"],
         ["--seconds", "1e-9"],
         ["--num", "0"],
@@ -308,6 +342,7 @@ def test_a_bad_prompt_is_named(run: Run, model: StandIn, tmp_path: Path, how: st
         ["--temperature", "-0.1"],
         ["--temperature", "nan"],
         ["--top-k", "0"],
+        ["--top-k", "99999999999999999999"],
         ["--top-p", "0"],
         ["--top-p", "1.5"],
         ["--format", "aac"],
@@ -386,35 +421,81 @@ def test_a_read_only_folder_is_found(
 def test_too_little_space_is_found_before_generating(
     run: Run, model: StandIn, tmp_path: Path
 ) -> None:
-    code, _, err = run("generate", "--seconds", "1e15", "-o", tmp_path)
+    code, _, err = run("generate", "--seconds", "1e9", "-n", 10**9, "-o", tmp_path)
     assert code == 1
     assert is_one_line(err)
-    assert "MB free and the audio takes 32000000000000 MB; free some space" in err
+    assert "B free and the audio takes 32.0ZB; free some space" in err
     assert not model.calls
 
 
+def test_the_space_is_told_in_a_unit_that_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda folder: SimpleNamespace(free=512))
+    with pytest.raises(OSError, match=r"has 512B free and the audio takes 32\.0kB; free some"):
+        output.check_space(tmp_path, 16000)
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (errno.ENOSPC, "free some space or name another folder"),
+        (errno.EDQUOT, "free some of your quota or name another folder"),
+        (errno.EFBIG, "ask for less or name a folder that takes larger files"),
+    ],
+)
 def test_a_disk_that_fills_up_keeps_what_is_finished(
-    run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    model: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: int,
+    remedy: str,
 ) -> None:
     original = Path.write_bytes
 
     def write_bytes(path: Path, data: Any) -> int:
         if "_0.wav" in path.name:
             original(path, bytes(data)[:100])
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            raise OSError(error, os.strerror(error))
         return original(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     code, out, err = run("generate", "--seconds", 0.01, "-n", 2, "--seed", 1, "-o", tmp_path)
     assert code == 1
     assert is_one_line(err)
-    assert "No space left on device" in err
-    assert "free some space or name another folder" in err
+    assert err == f"error: {os.strerror(error)}: {tmp_path / 'stand-in_1_0.wav'}; {remedy}\n"
     assert str(tmp_path / "stand-in_1_1.wav") in out
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "stand-in_1_1.json",
         "stand-in_1_1.wav",
     ]
+
+
+def test_a_full_disk_names_the_record(
+    run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_text(path: Path, text: str, encoding: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    code, _, err = run("generate", "--seconds", 0.01, "--seed", 1, "-o", tmp_path)
+    assert code == 1
+    assert is_one_line(err)
+    assert f"No space left on device: {tmp_path / 'stand-in_1_0.json'}; free some" in err
+
+
+def test_a_failure_to_write_stops_the_other_takes(
+    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as failure:  # holds the frames of the error
+        main(["generate", "--seconds", "0.01", "-n", "3", "-o", str(tmp_path), "--debug"])
+    assert model.closed
+    assert failure.tb is not None
 
 
 def test_ctrl_c_keeps_what_is_finished(run: Run, model: StandIn, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
+import numba
 import pytest
 import torch
 
 import audiomamba
 from audiomamba import doctor
 from audiomamba.cli import main
+from audiomamba.engine import philox
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +38,47 @@ def test_a_working_machine_is_healthy() -> None:
     assert row(text, "torch").startswith(torch.__version__.split("+")[0])
     assert "cores" in row(text, "cpu")
     assert row(text, "reference").startswith("yes")
-    assert row(text, "numba").count(".") or row(text, "numba").startswith("yes")
-    assert re.search(r"^  triton +(yes|no: .+)$", text, re.MULTILINE)
+    kernels = text[text.index("\nkernels") : text.index("\nextras")]
+    assert "triton" not in kernels
+    assert row(kernels, "numba").startswith("yes: generation on the CPU; compil")
+
+
+def compiled_code() -> str:
+    text, _ = doctor.examine()
+    return row(text[text.index("\nkernels") :], "numba")
+
+
+def test_where_compiled_code_is_kept_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert re.search(rf"is kept in {tmp_path}/engine_\w+, which is writable$", compiled_code())
+
+
+def test_compiled_code_that_cannot_be_kept_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(cache: bool) -> None:
+        raise RuntimeError("no locator available")
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert re.search("cannot be kept, .* set NUMBA_CACHE_DIR", compiled_code())
+
+
+def test_compiling_switched_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(philox, "uniform", lambda: None)
+    assert "switched off by NUMBA_DISABLE_JIT" in compiled_code()
+
+
+def test_the_version_of_triton_is_told_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        doctor, "find_spec", lambda name: find_spec(name if name != "triton" else "re")
+    )
+    assert row(doctor.examine()[0], "triton")
+    monkeypatch.setattr(
+        doctor, "find_spec", lambda name: find_spec(name) if name != "triton" else None
+    )
+    assert "triton" not in doctor.examine()[0]
 
 
 def test_the_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:

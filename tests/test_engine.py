@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import inspect
+import logging
 import os
 import subprocess
 import sys
@@ -13,9 +16,9 @@ import pytest
 import torch
 
 from audiomamba.config import ModelConfig, Tier
-from audiomamba.engine import vector_math
+from audiomamba.engine import philox, step, vector_math
 from audiomamba.engine.engine import Engine, supports
-from audiomamba.engine.jit import fingerprint, jit
+from audiomamba.engine.jit import announce, fingerprint, jit, jit_cached
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
 from audiomamba.state import leaves
@@ -222,13 +225,12 @@ def test_a_first_token_beyond_the_levels_is_refused() -> None:
 def test_a_second_process_finds_the_compiled_code() -> None:
     Engine(make("s6")).warm_up()
     code = """
+import sys
 from audiomamba.config import ModelConfig, Tier
-from audiomamba.engine import step
 from audiomamba.engine.engine import Engine
 from audiomamba.models.waveform import WaveformModel
 config = ModelConfig(d_model=2, tiers=(Tier(mixer="lti", n_layers=1, d_state=1),), pools=())
-Engine(WaveformModel(config)).warm_up()
-assert step.run.stats.cache_hits and not step.run.stats.cache_misses
+Engine(WaveformModel(config)).warm_up(lambda: sys.exit("compiled again"))
 """
     path = os.pathsep.join(sys.path)
     environment = {**os.environ, "PYTHONPATH": path}
@@ -244,17 +246,51 @@ def test_the_fingerprint_changes_with_every_source(tmp_path: Path) -> None:
     assert fingerprint(tmp_path) != before
 
 
-def test_a_long_compilation_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, told = Engine(make("s6")), threading.Event()
-    start = engine.start
+@pytest.mark.parametrize("function", [step.run, philox.fill], ids=["run", "fill"])
+def test_kept_code_belongs_to_the_fingerprint(function: Any) -> None:
+    cells = inspect.unwrap(function).__closure__
+    assert [cell.cell_contents for cell in cells or ()] == [fingerprint()]
 
-    def slow() -> Any:
-        assert told.wait(10)
-        return start()
 
-    engine.warm_up(lambda: pytest.fail("nothing was slow"))
-    monkeypatch.setattr(engine, "start", slow)
-    engine.warm_up(told.set)
+def test_a_compilation_is_announced_as_it_begins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(make("s6"))
+    engine.warm_up()
+    engine.warm_up(lambda: pytest.fail("nothing was compiled"))
+    stand_in = jit(lambda *args: 0)
+    monkeypatch.setattr(step, "run", stand_in)
+    told: list[int] = []
+    engine.warm_up(lambda: told.append(len(stand_in.signatures)))  # type: ignore[attr-defined]
+    engine.warm_up(lambda: pytest.fail("nothing was compiled"))
+    assert told == [0]
+    monkeypatch.setattr(step, "run", jit(lambda *args: 0))
+    engine.warm_up()
+    assert "compiling" in caplog.text
+
+
+def test_a_compilation_in_another_thread_is_not_announced() -> None:
+    with announce(lambda: pytest.fail("this thread compiled nothing")):
+        worker = threading.Thread(target=jit(lambda x: 2 * x), args=(1,))
+        worker.start()
+        worker.join()
+
+
+@pytest.mark.parametrize("action", ["save", "load"])
+def test_a_cache_that_fails_is_reported_and_done_without(
+    action: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"numba.core.caching.IndexDataCacheFile.{action}", fail)
+    double = jit_cached(lambda x: 2 * x)
+    with caplog.at_level(logging.WARNING):
+        assert double(3) == double(3) == 6
+    (message,) = caplog.messages
+    assert "No space left" in message
+    assert "NUMBA_CACHE_DIR" in message
+    assert "cannot be kept in /" in message or os.name == "nt"
 
 
 def test_attention_is_refused() -> None:

@@ -10,6 +10,7 @@ from audiomamba.config import ModelConfig, Tier
 from audiomamba.generate import Job, choose_engine, generate_streams, prefill
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
+from audiomamba.tokenizer import Tokenizer
 
 TIERS = (
     Tier(mixer="lti", complex=True, n_layers=1, d_state=4),
@@ -50,7 +51,7 @@ def test_both_engines_make_the_same(
     stepped = make(network, job, num=2, engine="torch")
     for index in range(2):
         assert compiled[index].shape == (100,)
-        assert compiled[index].dtype == np.int64
+        assert compiled[index].dtype == stepped[index].dtype == np.uint8
         assert np.array_equal(compiled[index], stepped[index])
 
 
@@ -92,6 +93,15 @@ def test_a_long_prompt_is_read_in_chunks(
 
 
 @pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_tokens_of_more_than_8_bits_are_uint16(engine: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(tokenizer=Tokenizer(bits=10), d_model=8, tiers=TIERS, pools=(3,))
+    tokens = make(WaveformModel(config).eval(), Job(samples=70), engine=engine)[0]
+    assert tokens.dtype == np.uint16
+    assert tokens.max() > 255
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
 def test_progress_counts_every_sample(network: WaveformModel, engine: str) -> None:
     counts: list[int] = []
     thread = threading.get_ident()
@@ -109,7 +119,7 @@ def test_closing_the_iterator_stops_the_work(network: WaveformModel) -> None:
     before = threading.active_count()
     streams = generate_streams(network, Job(samples=5000), num=1000)
     next(iter(streams))
-    streams.close()  # type: ignore[attr-defined]  # a generator
+    streams.close()
     assert threading.active_count() == before
 
 
@@ -158,10 +168,16 @@ def test_attention_runs_in_pytorch_and_says_so(
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"num": 0}, "num is 0"), ({"first": -1}, "first -1"), ({"engine": "x"}, "engine is 'x'")],
+    [
+        ({"num": 0}, "num is 0"),
+        ({"num": 1.5}, "num is 1.5"),
+        ({"first": -1}, "first -1"),
+        ({"first": "0"}, "first is '0'"),
+        ({"engine": "x"}, "engine is 'x'"),
+    ],
 )
 def test_counts_out_of_range_are_refused_at_once(
-    network: WaveformModel, options: dict[str, int], match: str
+    network: WaveformModel, options: dict[str, object], match: str
 ) -> None:
     with pytest.raises(ValueError, match=match):
         generate_streams(network, Job(samples=1), **options)  # type: ignore[arg-type]
@@ -174,8 +190,15 @@ def test_a_prompt_of_other_tokens_is_refused(network: WaveformModel, token: int)
 
 
 @pytest.mark.parametrize(
-    ("options", "match"), [({"samples": 0}, "samples is 0"), ({"seed": -1}, "seed is -1")]
+    ("options", "match"),
+    [
+        ({"samples": 0}, "samples is 0"),
+        ({"samples": 10.5}, "samples is 10.5; it must be a whole number"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"prompt": np.zeros(3)}, "tokens are float64"),
+    ],
 )
-def test_jobs_out_of_range_are_refused(options: dict[str, int], match: str) -> None:
+def test_jobs_out_of_range_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Job(**{"samples": 1, **options})  # type: ignore[arg-type]

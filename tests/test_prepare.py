@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
@@ -142,6 +143,40 @@ def test_numbers_sort_by_value(tmp_path: Path) -> None:
     assert names == ["a/1.wav", "a/2.WAV", "x9.wav", "x9/1.wav", "x10.wav"]
 
 
+def test_equal_numbers_sort_by_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "1.wav", "01.wav", "001.wav", samples=1)
+    listed = sorted(tmp_path.iterdir())
+    for order in (listed, listed[::-1]):
+        monkeypatch.setattr(Path, "iterdir", lambda self, order=order: iter(order))
+        assert [str(path) for path in find_audio(tmp_path)] == ["001.wav", "01.wav", "1.wav"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    make(tmp_path / "music", "a/1.wav", samples=1)
+    make(tmp_path / "elsewhere", "deep/2.wav", samples=1)
+    (tmp_path / "music/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "music/a/up").symlink_to(tmp_path / "music")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "music/a")
+    (tmp_path / "music/lost.wav").symlink_to(tmp_path / "nowhere.wav")
+    names = [str(path) for path in find_audio(tmp_path / "music")]
+    assert names == ["a/1.wav", "b/back/1.wav", "b/deep/2.wav", "lost.wav"]
+
+
+def test_a_folder_that_cannot_be_searched_is_named(
+    music: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "deep":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(PermissionError, match="train/deep"):
+        prepare(music, music.parent / "out")
+
+
 def break_file(path: Path, how: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if how == "empty":
@@ -155,9 +190,12 @@ def break_file(path: Path, how: str) -> None:
         soundfile.write(good, np.random.default_rng(0).uniform(-1, 1, 200_000), 16000)
         path.write_bytes(good.read_bytes()[:200_000])
         good.unlink()
+    elif how == "cut":
+        soundfile.write(path, np.zeros(999), 16000)
+        path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("how", ["empty", "text", "nan", "damaged"])
+@pytest.mark.parametrize("how", ["empty", "text", "nan", "damaged", "cut"])
 def test_a_bad_file_is_named_and_nothing_is_left(music: Path, how: str) -> None:
     break_file(music / "train/bad.wav", how)
     out = music.parent / "out"
@@ -166,7 +204,7 @@ def test_a_bad_file_is_named_and_nothing_is_left(music: Path, how: str) -> None:
     assert not list(out.iterdir())
 
 
-@pytest.mark.parametrize("how", ["empty", "text", "nan", "damaged"])
+@pytest.mark.parametrize("how", ["empty", "text", "nan", "damaged", "cut"])
 @pytest.mark.parametrize("bits", [8, 12])
 def test_bad_files_can_be_skipped(music: Path, how: str, bits: int) -> None:
     tokenizer = Tokenizer(bits=bits)
@@ -218,7 +256,7 @@ def test_a_full_disk_is_never_skipped(music: Path, monkeypatch: pytest.MonkeyPat
         return waveform.astype(np.uint8)
 
     monkeypatch.setattr(Tokenizer, "encode", encode)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device: .*out/tokens\.bin'$"):
         prepare(music, music.parent / "out", skip_bad=True)
     assert not list((music.parent / "out").iterdir())
 

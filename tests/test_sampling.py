@@ -73,14 +73,14 @@ def test_uniforms_are_uniform_and_streams_and_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize("name", ["seed", "stream"])
-@pytest.mark.parametrize("value", [-1, 1 << 64])
-def test_a_seed_that_is_no_64_bit_number_is_refused(name: str, value: int) -> None:
+@pytest.mark.parametrize("value", [-1, 1 << 64, 1.5, 2.0])
+def test_a_seed_that_is_no_64_bit_number_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}"):
-        uniforms(**{"seed": 0, "stream": 0, "start": 0, "count": 1, name: value})
+        uniforms(**{"seed": 0, "stream": 0, "start": 0, "count": 1, name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.0])
-@pytest.mark.parametrize("top_k", [None, 1, 7, 1000])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 1000, np.int64(3)])
 @pytest.mark.parametrize("top_p", [None, 1e-6, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("levels", [2, 37, 256])
 def test_both_engines_draw_the_same(
@@ -145,6 +145,12 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(engine: object) -> None:
         assert abs(counts[token] / 2000 - share) < 0.04
 
 
+def test_more_levels_than_there_are_keep_all() -> None:
+    logits = np.log(np.array([1, 2, 0.5, 4, 2.5], np.float32))
+    for u in uniforms(0, 0, 0, 20).tolist():
+        assert sampled(logits, u, Sampling(top_k=10**20)) == sampled(logits, u, Sampling())
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_logit_that_is_not_finite_is_reported(bad: float) -> None:
     for at in range(4):
@@ -162,13 +168,17 @@ def test_a_logit_that_is_not_finite_is_reported(bad: float) -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": 1e39}, "temperature is 1e"),
+        ({"temperature": "1"}, "temperature is '1'; it must be a number"),
         ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": "5"}, "top_k is '5'; it must be a whole number"),
+        ({"top_k": 5.0}, "top_k is 5.0"),
+        ({"top_p": "0.5"}, "top_p is '0.5'"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_p": float("nan")}, "top_p is nan"),
     ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, float], match: str) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Sampling(**options)  # type: ignore[arg-type]

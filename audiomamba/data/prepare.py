@@ -43,7 +43,8 @@ def prepare(
     and test (SaShiMi's rule, by which an added file moves others to another split).
 
     Args:
-        directory: Searched with all its subfolders, hidden files and folders excepted.
+        directory: Searched with all its subfolders, linked ones too, hidden files and folders
+            excepted.
         out: The folder to write; made if it is not there.
         tokenizer: Defaults to 8-bit mu-law.
         sample_rate: Hz, of the tokens; other rates are resampled.
@@ -57,7 +58,7 @@ def prepare(
     Raises:
         FileNotFoundError: If the folder does not exist.
         FileExistsError: If `out` holds prepared tokens and `overwrite` is not given.
-        OSError: If `out` cannot be written.
+        OSError: If a folder cannot be searched, or `out` cannot be written.
         ValueError: If there is no audio, a file is unusable (see `audiomamba.audio.read`), or it
             lies beside the folders of the splits.
     """
@@ -77,7 +78,9 @@ def prepare(
             skipped: dict[str, str] = {}
             for done, (path, split) in enumerate(zip(paths, splits, strict=True), start=1):
                 try:
-                    files.append(_append(tokens, directory, path, split, tokenizer, sample_rate))
+                    with audio.naming(out / TOKENS):
+                        file = _append(tokens, directory, path, split, tokenizer, sample_rate)
+                    files.append(file)
                 except UnusableAudioError as error:
                     if not skip_bad:
                         raise
@@ -103,17 +106,29 @@ def find_audio(directory: Path) -> list[PurePosixPath]:
 
     Raises:
         FileNotFoundError: If the folder does not exist.
+        OSError: If it, or a folder in it, cannot be searched.
         ValueError: If it holds no audio.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no folder {directory}")
-    found = (p for p in directory.rglob("*") if p.suffix.lower() in audio.SUFFIXES and p.is_file())
-    relative = (PurePosixPath(path.relative_to(directory).as_posix()) for path in found)
-    paths = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
+    paths = [PurePosixPath(path.relative_to(directory).as_posix()) for path in _search(directory)]
     if not paths:
         suffixes = ", ".join(sorted(audio.SUFFIXES))
         raise ValueError(f"{directory} holds no audio; looked for {suffixes}")
-    return sorted(paths, key=natural)
+    return sorted(paths, key=lambda path: (natural(path), str(path)))
+
+
+def _search(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link back up
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _search(path, (*above, real))
+        elif path.suffix.lower() in audio.SUFFIXES and (path.is_file() or path.is_symlink()):
+            yield path
 
 
 def natural(path: PurePosixPath) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from audiomamba.config import ModelConfig
 from audiomamba.engine import step
+from audiomamba.engine.jit import announce
 from audiomamba.engine.layout import Floats, Layout, aligned, flatten_state, unflatten_state
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed
@@ -65,15 +65,11 @@ class Engine:
         """Compile now, unless this or an earlier process has.
 
         Args:
-            notify: Called once if it takes more than a second; None logs a warning.
+            notify: Called once, before code is compiled, which takes about 20 seconds; not when it
+                is loaded. None logs a warning.
         """
-        timer = threading.Timer(1.0, notify or _notify)
-        timer.daemon = True
-        timer.start()
-        try:
+        with announce(notify or _notify):
             self.start().run(np.empty(0, np.int64))
-        finally:
-            timer.cancel()
 
 
 class Stream:
@@ -123,7 +119,7 @@ class Stream:
             self._previous,
             self.position,
             np.float32(sampling.temperature),
-            levels if sampling.top_k is None else int(sampling.top_k),
+            levels if sampling.top_k is None else min(int(sampling.top_k), levels),
             1.0 if sampling.top_p is None else float(sampling.top_p),
             check_seed(seed),
             check_seed(index, "index"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.core import event
 
 _log = logging.getLogger(__name__)
 
@@ -33,12 +37,63 @@ def jit_sums(function: Function) -> Function:
 
 
 def jit_cached(function: Function) -> Function:
-    """Compile as `jit`; keep the code on disk, beside the source or in the user's cache folder."""
+    """Compile as `jit`; keep the code on disk, beside the source or in the user's cache folder.
+
+    If it cannot be kept, a warning is logged, and it lasts as long as the process. The function
+    returned is to be called from Python, not from compiled code.
+    """
     try:
-        return njit(**_OPTIONS, cache=True)(function)  # type: ignore[no-any-return]
+        compiled: Any = njit(**_OPTIONS, cache=True)(function)
     except RuntimeError as error:  # numba finds no folder to write to
         _log.warning("compiled code cannot be kept (%s); set NUMBA_CACHE_DIR to a folder", error)
         return jit(function)
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        nonlocal compiled
+        try:
+            return compiled(*args)
+        except OSError as error:  # of the cache: compiled code itself raises none
+            _log.warning(
+                "compiled code cannot be kept in %s (%s); free space there, or set NUMBA_CACHE_DIR "
+                "to another folder",
+                compiled.stats.cache_path,
+                error,
+            )
+            if not compiled.signatures:  # numba failed to read; else it has compiled, then saved
+                compiled = jit(function)
+            return compiled(*args)
+
+    return cast("Function", call)
+
+
+@contextmanager
+def announce(notify: Callable[[], None]) -> Iterator[None]:
+    """Call `notify` as soon as this thread compiles within the context, once.
+
+    Code that is loaded from disk is not compiled.
+    """
+    listener = _Once(notify)
+    with event.install_listener("numba:compile", listener):
+        yield
+
+
+class _Once(event.Listener):
+    """Tells of the first compilation by the thread that made this."""
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
+        self._thread = threading.get_ident()
+        self._told = False
+
+    def on_start(self, event: Any) -> None:
+        """Tell, unless it was told or another thread compiles."""
+        if not self._told and threading.get_ident() == self._thread:
+            self._told = True
+            self._notify()
+
+    def on_end(self, event: Any) -> None:
+        """Do nothing; numba asks for it."""
 
 
 def fingerprint(folder: Path = Path(__file__).parent) -> int:

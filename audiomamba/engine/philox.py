@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from audiomamba.engine.jit import jit, jit_cached
+from audiomamba.engine.jit import fingerprint, jit, jit_cached
 
 U = np.uint64
 
@@ -47,8 +49,15 @@ def uniform(seed: U, stream: U, t: U) -> np.float32:
     return number
 
 
-@jit_cached
-def fill(seed: U, stream: U, start: U, out: NDArray[np.float32]) -> None:
-    """Write the numbers for samples start, start + 1, ... into out."""
-    for i in range(len(out)):
-        out[i] = uniform(seed, stream, start + U(i))
+def _compile(version: int) -> Callable[[U, U, U, NDArray[np.float32]], None]:
+    @jit_cached
+    def fill(seed: U, stream: U, start: U, out: NDArray[np.float32]) -> None:
+        """Write the numbers for samples start, start + 1, ... into out."""
+        _ = version
+        for i in range(len(out)):
+            out[i] = uniform(seed, stream, start + U(i))
+
+    return fill
+
+
+fill = _compile(fingerprint())

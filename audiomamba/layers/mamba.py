@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from audiomamba_kernels import Backend, causal_conv1d, lti_scan, selective_scan
 
+# Of a dtype, its complex kind: a table, because torch.compile cannot trace dtype.to_complex().
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
 
 class MambaState(NamedTuple):
     """What a Mamba block carries from one chunk to the next."""
@@ -89,7 +92,7 @@ class Mamba(nn.Module):
     def initial_state(self, batch: int) -> MambaState:
         """Return zeros."""
         width = self.conv1d.kernel_size[0] - 1
-        dtype = self.A_log.dtype.to_complex() if self.complex else self.A_log.dtype
+        dtype = COMPLEX[self.A_log.dtype] if self.complex else self.A_log.dtype
         return MambaState(
             self.D.new_zeros(batch, width, self.d_inner),
             self.D.new_zeros(batch, *self.A_log.shape, dtype=dtype),

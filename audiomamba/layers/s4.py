@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiomamba.layers.mamba import initial_dt
+from audiomamba.layers.mamba import COMPLEX, initial_dt
 from audiomamba_kernels import Backend, lti_scan
 
 
@@ -42,7 +42,7 @@ class S4(nn.Module):
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros."""
-        return self.D.new_zeros(batch, *self.A_log.shape, dtype=self.A_log.dtype.to_complex())
+        return self.D.new_zeros(batch, *self.A_log.shape, dtype=COMPLEX[self.A_log.dtype])
 
     def parameters_of_scan(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return delta, A, B, C of `lti_scan`; B holds the zero-order hold's factor of delta B."""

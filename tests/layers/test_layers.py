@@ -196,8 +196,8 @@ def test_rotations_depend_on_distance_at_the_published_frequencies() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's
-def test_a_compiled_block_is_one_graph() -> None:
-    torch.manual_seed(0)
-    block = Block(16, Tier(mixer="lti", complex=True))
+@pytest.mark.parametrize("mixer", ["s6", "lti", "s4", "attention"])
+def test_a_compiled_block_is_one_graph(mixer: Any) -> None:
+    block = Block(16, Tier(mixer=mixer, complex=True))
     explanation = torch._dynamo.explain(block)(torch.randn(2, 40, 16))
     assert explanation.graph_break_count == 0

@@ -1,0 +1,136 @@
+"""What the README says is tried: its commands (made short), its Python, its links, its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audiomamba import audio
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", README, re.M)]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+TINY = re.search(r"`(--preset tiny[^`]*)`", README)
+
+
+def run(command: str, folder: Path) -> str:
+    """Run a command of this project in a folder, as this interpreter would."""
+    words = shlex.split(command)
+    if words[0] == "audiomamba":
+        words[:1] = [sys.executable, "-m", "audiomamba"]
+    elif words[0] == "python":
+        words[:2] = [sys.executable, str(ROOT / words[1])]
+    else:
+        words[:1] = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def short(command: str) -> str:
+    """Ask for half a second, whatever the command asks for."""
+    command = re.sub(r" --seconds \S+", "", command)
+    return f"{command} --seconds 0.5" if command.startswith("audiomamba generate") else command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings, and a song to go on from."""
+    place = tmp_path_factory.mktemp("readme")
+    (place / "RECORDINGS").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(12):
+        t = np.arange(16000) / 16000
+        wave = 0.3 * np.sin(2 * np.pi * 110 * (i + 1) * t) * np.exp(-3 * t)
+        wave += 0.01 * random.standard_normal(len(t))
+        audio.write(place / "RECORDINGS" / f"{i}.wav", wave.astype(np.float32), 16000)
+    audio.write(place / "song.flac", np.tile(wave, 6).astype(np.float32), 16000)
+    return place
+
+
+def test_the_two_commands_come_first() -> None:
+    assert COMMANDS[0] == "pip install -e . && audiomamba generate --seconds 60"
+    assert COMMANDS[1] == 'pip install -e ".[test]" && pytest'
+
+
+@pytest.mark.slow
+def test_every_command_runs(folder: Path) -> None:
+    assert TINY is not None
+    runs = [line.removeprefix("pip install -e . && ") for line in COMMANDS]
+    runs = [line for line in runs if not line.startswith("pip ")]
+    runs.sort(key=lambda line: "runs/mine" in line and "--data" not in line)  # train, then speak
+    ran = []
+    for command in runs:
+        tried = short(command)
+        if tried.startswith("python recipes"):
+            tried += f" {TINY[1].replace('20', '2')}"
+        run(tried, folder)
+        ran.append(tried.split()[1])
+    assert set(ran) == {"generate", "doctor", "prepare", "recipes/youtubemix.py"}
+    assert (folder / "out").is_dir()
+    assert len(list((folder / "out").glob("*.wav"))) == 4
+    assert list(folder.glob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(len(PYTHON)))
+def test_the_python_runs(block: int) -> None:
+    exec(compile(PYTHON[block], "README.md", "exec"), {})
+
+
+def test_what_the_layer_s_comment_says_is_so() -> None:
+    import torch
+
+    names: dict[str, torch.Tensor] = {}
+    exec(compile(PYTHON[1], "README.md", "exec"), names)
+    whole, _ = names["layer"](names["x"])
+    torch.testing.assert_close(names["rest"], whole[:, 700:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_commands_behind_the_figures_run(folder: Path) -> None:
+    quoted = re.findall(r"`((?:python|pytest) [^`]*)`", README)
+    scores = next(c for c in quoted if "bits_per_sample.py" in c)
+    sizes = next(c for c in quoted if c.startswith("pytest"))
+    run("audiomamba prepare RECORDINGS TOKENS", folder)
+    out = run(scores + " --json bits.json", folder)
+    assert "piano" in out
+    assert json.loads((folder / "bits.json").read_text())["bits_per_sample"]["piano"] > 0
+    run(sizes.replace("tests/models", str(ROOT / "tests/models")), ROOT)
+
+
+def test_the_figures_are_those_in_the_results() -> None:
+    speed = json.loads((ROOT / "benchmarks" / "generate_cpu.json").read_text())
+    for name, result in speed["engines"].items():
+        assert f"{result['real_time_factor']:.3g}" in README, name
+    scores = json.loads((ROOT / "benchmarks" / "bits_per_sample.json").read_text())
+    card = (ROOT / "audiomamba" / "weights" / "piano" / "README.md").read_text()
+    for name, value in scores["bits_per_sample"].items():
+        assert f"{value:.3f}" in README, name
+        assert f"{value:.3f}" in card, name
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "samples/README.md", "audiomamba/weights/piano/README.md"]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_map_names_every_file() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for package in (ROOT / "audiomamba", ROOT / "kernels" / "audiomamba_kernels"):
+        for path in package.rglob("*.py"):
+            name = str(path.relative_to(package))
+            known = f"`{name}`" in text or f"`{path.parent.name}/`" in text
+            assert known or path.name.startswith("__"), f"{name} is not in ARCHITECTURE.md"
