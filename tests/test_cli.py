@@ -275,7 +275,7 @@ def test_a_silent_prompt_is_used_and_told(run: Run, model: StandIn, tmp_path: Pa
 def test_a_long_prompt_needs_a_limit(
     run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiomamba.cli.PROMPT_LIMIT_SECONDS", 1)
+    monkeypatch.setattr("audiomamba.commands.generate.PROMPT_LIMIT_SECONDS", 1)
     prompt = tmp_path / "prompt.wav"
     audio.write(prompt, noise(RATE + 1, 0), RATE)
     arguments = ("generate", "--seconds", 0.1, "-o", tmp_path / "out", "--prompt", prompt)

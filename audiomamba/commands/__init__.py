@@ -1,0 +1,1 @@
+"""What `audiomamba` does: each command parses, calls the library, prints."""
