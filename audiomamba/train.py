@@ -15,7 +15,6 @@ import dataclasses
 import importlib.util
 import logging
 import math
-import pickle
 import signal
 import sys
 import threading
@@ -31,12 +30,13 @@ from torch import Tensor, nn
 from audiomamba import checkpoint
 from audiomamba.config import ModelConfig
 from audiomamba.data.batches import Batch, Crops, Steps, Streams, check_length
-from audiomamba.data.tokens import INDEX, TokenStore
+from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import cut, total_bits
-from audiomamba.files import replacing, sha256
+from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.objective import Objective, capture, compile_blocks
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
+from audiomamba.resume import check_readable, check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
 from audiomamba.train_config import TrainConfig
 
@@ -53,11 +53,6 @@ log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
 BEST = "best"
-# What a resumed run must share with its beginning; anything else may change on the way.
-FIXED = (
-    *("batch", "length", "carry_state", "seed", "precision", "weight_decay", "betas"),
-    *("learning_rate", "min_learning_rate", "warmup", "gradient_clip", "ema_decay"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +110,7 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         )
     ckpt = str(last) if last.exists() else None
     if ckpt:
-        _check_readable(last)
+        check_readable(last)
     out.mkdir(parents=True, exist_ok=True)
     module = Training(model, config, store)
     quiet = not sys.stdout.isatty()
@@ -291,10 +286,7 @@ class Training(pl.LightningModule):
         else:
             states = [leaf[None] for leaf in states]
         checkpoint["audiomamba"] = {
-            "model": self.model.to_dict(),
-            "train": dataclasses.asdict(self.config),
-            "world_size": self.trainer.world_size,
-            "data": sha256(self.store.directory / INDEX),
+            "run": self._run(),
             "carried": [leaf.cpu() for leaf in states],
             "best": self.best,
             "bits": self.bits,
@@ -306,23 +298,15 @@ class Training(pl.LightningModule):
         saved = checkpoint.get("audiomamba")
         if saved is None:
             raise ValueError(f"{self.config.out}/{LAST} is no checkpoint of audiomamba")
-        now = {"model": self.model.to_dict(), "world_size": self.trainer.world_size}
-        then = {"model": saved["model"], "world_size": saved["world_size"]}
-        now |= {name: getattr(self.config, name) for name in FIXED}
-        then |= {name: saved["train"][name] for name in FIXED}
-        now["data (sha256 of its index)"] = sha256(self.store.directory / INDEX)
-        then["data (sha256 of its index)"] = saved["data"]
-        for name in now:
-            if now[name] != then[name]:
-                raise ValueError(
-                    f"the run in {self.config.out} has {name} {then[name]}, and this one has "
-                    f"{now[name]}; resume it with the same, or start another with --out"
-                )
+        check_same_run(saved["run"], self._run(), self.config.out)
         self.best, self.bits, self.validated = (saved[k] for k in ("best", "bits", "validated"))
         if saved["carried"]:
             rows = iter([leaf[self.global_rank] for leaf in saved["carried"]])
             fresh = self.network.initial_state(self.config.batch)
             self.carried = map_state(lambda _: next(rows), fresh)
+
+    def _run(self) -> dict[str, Any]:
+        return describe_run(self.model, self.config, self.trainer.world_size, self.store)
 
     # What happens between steps.
 
@@ -427,16 +411,6 @@ class Training(pl.LightningModule):
             return
         with replacing(last) as part:
             self.trainer.save_checkpoint(part, weights_only=False)
-
-
-def _check_readable(last: Path) -> None:
-    try:
-        torch.load(last, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{last} is damaged or no checkpoint ({str(error).splitlines()[0]}); remove it to "
-            "start again"
-        ) from error
 
 
 def _precision(config: TrainConfig) -> Any:

@@ -40,6 +40,7 @@ ORDER = [
     {"audiomamba.generate"},
     {"audiomamba.audiomodel"},
     {"audiomamba.doctor", "audiomamba.objective", "audiomamba.optim", "audiomamba.train_config"},
+    {"audiomamba.resume"},
     {"audiomamba.train"},
     {"audiomamba.commands"},
     {"audiomamba.cli"},

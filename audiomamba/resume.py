@@ -1,0 +1,53 @@
+"""Whether a checkpoint can be gone on from: it can be read, and it is of the same run."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiomamba.config import ModelConfig
+from audiomamba.data.tokens import INDEX, TokenStore
+from audiomamba.files import sha256
+from audiomamba.train_config import TrainConfig
+
+# What a resumed run must share with its beginning; the rest, such as steps, may change on the way.
+FIXED = (
+    *("batch", "length", "carry_state", "seed", "precision", "weight_decay", "betas"),
+    *("learning_rate", "min_learning_rate", "warmup", "gradient_clip", "ema_decay"),
+)
+
+
+def describe_run(
+    model: ModelConfig, config: TrainConfig, world_size: int, store: TokenStore
+) -> dict[str, Any]:
+    """Return what makes a run this one: model, data, processes and hyper-parameters."""
+    return {
+        "model": model.to_dict(),
+        "data (sha256 of its index)": sha256(store.directory / INDEX),
+        "world_size": world_size,
+        **{name: getattr(config, name) for name in FIXED},
+    }
+
+
+def check_same_run(then: dict[str, Any], now: dict[str, Any], out: str) -> None:
+    """Raise ValueError at the first difference between two `describe_run`s."""
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise ValueError(
+                f"the run in {out} has {name} {then.get(name)}, and this one has {value}; resume "
+                "it with the same, or start another with --out"
+            )
+
+
+def check_readable(path: Path) -> None:
+    """Raise ValueError unless a file is a checkpoint that torch reads without running code."""
+    try:
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({str(error).splitlines()[0]}); remove it to "
+            "start again"
+        ) from error
