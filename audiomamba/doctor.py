@@ -125,7 +125,7 @@ def _extra(extra: str) -> str:
     states = {package: _state(package) for package in EXTRAS[extra]}
     missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
     if missing:
-        return f'missing {", ".join(missing)}; pip install "audiomamba[{extra}]"'
+        return f"missing {', '.join(missing)}; pip install {' '.join(missing)}"
     broken = [state for state in states.values() if state.startswith("broken")]
     if broken:
         remedy = ""

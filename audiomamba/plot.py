@@ -23,7 +23,7 @@ def figure_class() -> Any:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'pictures need matplotlib ({error}); install it: pip install "audiomamba[plot]"'
+            f"pictures need matplotlib ({error}); install it: pip install matplotlib"
         ) from error
     return Figure
 

@@ -25,7 +25,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return what makes a run this one: model, data, processes and hyper-parameters."""
     return {
-        "model": model.to_dict(),
+        **{f"model.{name}": value for name, value in model.to_dict().items()},
         "data (sha256 of its index)": sha256(store.directory / INDEX),
         "world_size": world_size,
         **{name: getattr(config, name) for name in FIXED},

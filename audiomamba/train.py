@@ -46,7 +46,7 @@ try:
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f'training needs lightning ({error}); install it: pip install "audiomamba[train]"'
+        f'training needs lightning ({error}); install it: pip install "lightning>=2.6.6"'
     ) from error
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,8 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
             f"{config.data} holds {store.tokenizer} at {store.sample_rate} Hz, the model is of "
             f"{model.tokenizer} at {model.sample_rate} Hz; prepare the data for it"
         )
+    if resume and not last.exists():
+        log.warning("%s holds no checkpoint to resume from; the run starts at step 0", out)
     ckpt = str(last) if last.exists() else None
     if ckpt:
         check_readable(last)

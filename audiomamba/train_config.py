@@ -14,7 +14,7 @@ class TrainConfig:
     the averaging of weights is ours.
 
     Attributes:
-        data: Folder made by `audiomamba prepare`.
+        data: Folder made by `audiomamba prepare`; recipes take a folder of audio too.
         out: Folder of the run.
         steps: Optimiser steps of the whole run; the learning rate's course is laid over them.
         batch: Rows a step, on each device.

@@ -17,10 +17,11 @@ Clip length against batch, at an equal number of samples a step:
     --length   8192  16384  30720  61440  120832  239616  479232  958464
     --batch     128     64     32     16       8       4       2       1
 
-Longer is better up to 479232. On one small device use `--carry-state --batch 16 --length 8192`:
+Longer is better up to 479232. A step of a million samples takes some 20 GB; on a CPU ask for less,
+such as --batch 1 --length 32768. On one small device use `--carry-state --batch 16 --length 8192`:
 chunks of one clip follow each other, and the state goes on from one to the next.
 
-The model "piano" has the paper's size, 3.6M (width 64, 3 blocks a stage, pooling 16 and 16), with
+The model "piano" has the paper's size, 3.5M (width 64, 3 blocks a stage, pooling 16 and 16), with
 mixers that its figure 10 found among the best: time-invariant complex blocks ("Mamba-S4") outside,
 a complex selective centre. Other presets have that figure's mixers in the same shape, or are small.
 """

@@ -51,7 +51,10 @@ def test_other_data_models_and_processes_are_named(tmp_path: Path) -> None:
     then = describe_run(ModelConfig(), TrainConfig(), 1, a)
     for other, name in (
         (describe_run(ModelConfig(), TrainConfig(), 1, b), "data"),
-        (describe_run(ModelConfig(d_model=32), TrainConfig(), 1, a), "model"),
+        (
+            describe_run(ModelConfig(d_model=32), TrainConfig(), 1, a),
+            "model.d_model 64, and this one has 32",
+        ),
         (describe_run(ModelConfig(), TrainConfig(), 2, a), "world_size"),
     ):
         with pytest.raises(ValueError, match=f"the run in run has {name}"):
