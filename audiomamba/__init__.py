@@ -1,4 +1,4 @@
-"""Raw audio, one sample at a time: state space models that train on minutes and speak in real time.
+"""Raw audio, one sample at a time: state space models that speak faster than real time.
 
 Example:
     >>> import audiomamba

@@ -114,7 +114,8 @@ def read_config(directory: Path) -> ModelConfig:
 
 def read_temperature(directory: Path) -> float:
     """Read the temperature that a folder's model is made for; raises as `load`."""
-    value = _read(directory).get("generation", {}).get("temperature", 1.0)
+    generation = _read(directory).get("generation", {})
+    value = generation.get("temperature", 1.0) if isinstance(generation, dict) else generation
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError(f"{directory / CONFIG}: temperature is {value!r}; it must be 0 or more")
     return float(value)

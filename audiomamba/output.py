@@ -39,20 +39,28 @@ def check_folder(folder: Path) -> None:
 
 
 def targets(
-    folder: Path, model: str, seed: int, num: int, format: Format, *, overwrite: bool
+    folder: Path,
+    model: str,
+    seed: int,
+    num: int,
+    format: Format,
+    *,
+    overwrite: bool,
+    beside: tuple[str, ...] = (".json",),
 ) -> list[Path]:
     """Return the names of the files to come: MODEL_SEED_INDEX.FORMAT.
 
     Raises:
-        FileExistsError: If one of them, or its record, is there and may not be overwritten.
+        FileExistsError: If one of them, or one beside it with a suffix in `beside`, is there and
+            may not be overwritten.
     """
     stem = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "model"
     paths = [folder / f"{stem}_{seed}_{index}.{format}" for index in range(num)]
-    there = [name for path in paths for name in (path, record_path(path)) if name.exists()]
+    names = (path.with_suffix(end) for path in paths for end in (path.suffix, *beside))
+    there = next((name for name in names if name.exists()), None)
     if there and not overwrite:
         raise FileExistsError(
-            f"{there[0]} is there already; add --overwrite, or choose another --seed or "
-            "--output-dir"
+            f"{there} is there already; add --overwrite, or choose another --seed or --output-dir"
         )
     return paths
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
     if outcome.stopped:
         print(f"stopped by {outcome.stopped}; go on: the same command with --resume")
     print(f"listen: audiomamba generate -m {Path(recipe.train.out).resolve()}")
+    if outcome.stopped in signal.Signals.__members__:
+        raise SystemExit(128 + signal.Signals[outcome.stopped])  # as a shell has it
 
 
 def with_data(recipe: Recipe) -> Recipe:

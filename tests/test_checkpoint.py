@@ -96,9 +96,10 @@ def test_a_config_of_another_model_is_refused(folder: Path) -> None:
     change(folder, model=CONFIG.to_dict(), format=2)
     with pytest.raises(ValueError, match="its format is 2, this version reads 1"):
         checkpoint.load(folder)
-    change(folder, format=1, generation={"temperature": "hot"})
-    with pytest.raises(ValueError, match="temperature is 'hot'"):
-        checkpoint.read_temperature(folder)
+    for generation in ({"temperature": "hot"}, "hot"):
+        change(folder, format=1, generation=generation)
+        with pytest.raises(ValueError, match="temperature is 'hot'"):
+            checkpoint.read_temperature(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": 3}', "{}"])

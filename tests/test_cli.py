@@ -134,6 +134,30 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
     assert sorted(p.name for p in path.parent.iterdir()) == ["stand-in_7_0.json", path.name]
 
 
+def test_a_spectrogram_is_drawn_beside_and_not_over_another(
+    run: Run, model: StandIn, tmp_path: Path
+) -> None:
+    asked = ("generate", "--seconds", 0.1, "--seed", 3, "--spectrogram", "-o", tmp_path)
+    assert run(*asked)[0] == 0
+    (picture,) = tmp_path.glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for path in (*tmp_path.glob("*.wav"), *tmp_path.glob("*.json")):
+        path.unlink()
+    code, _, err = run(*asked)
+    assert (code, is_one_line(err)) == (1, True)
+    assert f"{picture} is there already" in err
+    assert run(*asked, "--overwrite")[0] == 0
+
+
+def test_a_spectrogram_of_too_little_is_refused_before_the_work(
+    run: Run, model: StandIn, tmp_path: Path
+) -> None:
+    code, _, err = run("generate", "--seconds", 0.01, "--spectrogram", "-o", tmp_path)
+    assert (code, is_one_line(err)) == (2, True)
+    assert "--spectrogram needs at least 1024 samples" in err
+    assert not model.calls
+
+
 def test_the_record_names_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CPU_NAME", "nocona")
     versions = output.versions()

@@ -131,7 +131,12 @@ def generate(
         raise click.UsageError(f"--seconds {seconds} is less than a sample")
     start = _read_prompt(prompt, prompt_seconds, model.sample_rate)
     output.check_space(folder, num * (samples + (0 if start is None else len(start))))
-    paths = output.targets(folder, model.name, seed, num, file_format, overwrite=overwrite)
+    if spectrogram and samples < plot.WINDOW:
+        raise click.UsageError(f"--spectrogram needs at least {plot.WINDOW} samples")
+    beside = (".json", ".png") if spectrogram else (".json",)
+    paths = output.targets(
+        folder, model.name, seed, num, file_format, overwrite=overwrite, beside=beside
+    )
     temperature = model.temperature if temperature is None else temperature
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     folder_of_model = Path(name).is_dir() and name not in checkpoint.shipped()
