@@ -2,69 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from audiomamba.state import leaves
+from audiomamba_kernels.ragged import valid
 
 Op = Callable[..., tuple[Tensor, Tensor | None]]
+Layout = Literal["contiguous", "transposed", "strided", "expanded"]
+Loss = Literal["both", "y", "final_state"]
 
 
-def results(
-    op: Op, backend: str, tensors: dict[str, Tensor | None], **options: Any
-) -> dict[str, Tensor]:
-    """Run an op on copies; return y, the final state and all gradients of a loss of both."""
-    inputs = {
-        k: v if v is None else v.detach().clone().requires_grad_() for k, v in tensors.items()
-    }
-    y, final_state = op(**inputs, **options, output_final_state=True, backend=backend)
-    assert final_state is not None
-    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
-    state_loss = torch.view_as_real(final_state) if final_state.is_complex() else final_state
-    state_weight = torch.linspace(1, 2, state_loss.numel(), dtype=torch.float64).view(
-        state_loss.shape
-    )
-    ((y * weight).sum() + (state_loss * state_weight).sum()).backward()
-    out = {"y": y.detach(), "final_state": final_state.detach()}
-    for name, x in inputs.items():
-        if x is not None:
-            assert x.grad is not None, f"no gradient for {name}"
-            out[f"d{name}"] = x.grad
-    return out
-
-
-def error(x: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of the exact result."""
-    wide = torch.complex128 if exact.is_complex() else torch.float64
-    return float((x.to(wide) - exact.to(wide)).norm() / (exact.to(wide).norm() + 1e-30))
+# The inputs with a time axis, where they have three axes, and those that come in half precision.
+IN_TIME = ("x", "u", "delta", "B", "C", "z")
 
 
 def check_kernel(
-    op: Op, backend: str, tensors: dict[str, Tensor | None], dtype: torch.dtype, **options: Any
+    op: Op,
+    backend: str,
+    tensors: Mapping[str, Tensor | None],
+    dtype: torch.dtype,
+    *,
+    device: str = "cpu",
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    layout: Layout = "contiguous",
+    loss: Loss = "both",
+    cuts: Sequence[int] = (),
+    against: str = "reference",
+    **options: Any,
 ) -> None:
     """Hold a backend to the reference's own error.
 
-    Against the float64 reference, a backend may err twice as much as the reference does in the same
-    dtype, plus sixteen roundings of float32, for it sums in another order, or one of a half
-    precision, in which two gradients may meet. In float64 the "exact" result is a loop's, known to
-    1e-13.
+    Against the reference in float64 on the same numbers, a backend may err twice as much as the
+    reference does in the same dtype, plus sixteen roundings of float32, for it sums in another
+    order, or one of a half precision, in which two gradients may meet. In float64 the "exact"
+    result is a loop's, known to 1e-13.
+
+    Args:
+        op: The public function.
+        backend: What is checked.
+        tensors: Its tensor arguments, None where absent.
+        dtype: Of everything if float64; else of the inputs IN_TIME, the others are float32.
+        device: Where all runs.
+        dtypes: Exceptions to `dtype`.
+        layout: How inputs and gradients lie in memory.
+        loss: Which results have a gradient.
+        cuts: Where the backend's run is cut, the state being carried; the reference's is whole.
+        against: Another backend in the place of the reference, where a loop would take too long.
+        options: Other arguments. With `lengths` all padding is filled with NaN and infinities.
     """
-    exact = results(
-        op, "reference", {k: _to(v, torch.float64) for k, v in tensors.items()}, **options
-    )
-    narrow = {
-        k: _to(v, dtype if k in ("u", "delta", "B", "C", "z", "x") else torch.float32)
-        for k, v in tensors.items()
-    }
-    if dtype == torch.float64:
-        narrow = {k: _to(v, torch.float64) for k, v in tensors.items()}
-    plain = results(op, "reference", narrow, **options)
-    got = results(op, backend, narrow, **options)
+    options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    lengths = options.get("lengths")
+    narrow: dict[str, Tensor | None] = {}
+    for name, x in tensors.items():
+        wanted = dtype if dtype == torch.float64 or name in IN_TIME else torch.float32
+        x = _to(x, (dtypes or {}).get(name, wanted))
+        if x is not None:
+            x = x.to(device)
+            x = _lay(_poisoned(x, lengths) if _in_time(name, x) else x, layout)
+        narrow[name] = x
+    wide = {name: _to(x, torch.float64) for name, x in narrow.items()}
+    how: dict[str, Any] = {"layout": layout, "loss": loss, **options}
+    exact = results(op, against, wide, **how)
+    plain = results(op, against, narrow, **how)
+    got = results(op, backend, narrow, cuts=cuts, **how)
     assert got.keys() == exact.keys()
     for name in exact:
+        assert plain[name].isfinite().all(), f"{name} of the reference is not finite"
         assert got[name].dtype == plain[name].dtype, name
         assert got[name].shape == plain[name].shape, name
         floor = 16 * torch.finfo(torch.float32).eps
@@ -73,9 +81,99 @@ def check_kernel(
         elif dtype == torch.float64:
             floor = 1e-13
         allowed = 2 * error(plain[name], exact[name]) + floor
-        assert error(got[name], exact[name]) <= allowed, (
-            f"{name}: {error(got[name], exact[name])} > {allowed}"
-        )
+        found = error(got[name], exact[name])
+        assert found <= allowed, f"{name}: {found} > {allowed}"
+
+
+def results(
+    op: Op,
+    backend: str,
+    tensors: Mapping[str, Tensor | None],
+    *,
+    layout: Layout = "contiguous",
+    loss: Loss = "both",
+    cuts: Sequence[int] = (),
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Run an op; return y, the final state and all gradients of a loss."""
+    inputs = {k: v if v is None else v.detach().requires_grad_() for k, v in tensors.items()}
+    options["backend"] = backend
+    if cuts:
+        y, final_state = _run_in_pieces(op, inputs, cuts, **options)
+    else:
+        y, final_state = op(**inputs, **options, output_final_state=loss != "y")
+    outputs = {"y": y}
+    if loss != "y":
+        assert final_state is not None
+        outputs["final_state"] = final_state
+    # Irregular numbers that every run of the same shapes gets.
+    random = torch.Generator().manual_seed(1)
+    weights = {}
+    for name, value in outputs.items():
+        weight = torch.randn(value.shape, dtype=torch.float64, generator=random)
+        if value.is_complex():
+            weight = torch.complex(weight, weight.flip(0) - 1)
+        weights[name] = _lay(weight.to(value.device, value.dtype), layout)
+    weights["y"] = _poisoned(weights["y"], options.get("lengths"))
+    used = [name for name in outputs if loss in ("both", name)]
+    torch.autograd.backward([outputs[n] for n in used], [weights[n] for n in used])
+    out = {name: value.detach() for name, value in outputs.items()}
+    for name, x in inputs.items():
+        if x is not None:
+            assert x.grad is not None or loss != "both", f"no gradient for {name}"
+            out[f"d{name}"] = torch.zeros_like(x) if x.grad is None else x.grad
+    return out
+
+
+def _run_in_pieces(
+    op: Op, inputs: Mapping[str, Tensor | None], cuts: Sequence[int], **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Run the op piece by piece, in the order of time that it is told, and carry the state."""
+    inputs = dict(inputs)
+    steps = next(x for x in inputs.values() if x is not None).shape[1]
+    pieces = list(itertools.pairwise((0, *cuts, steps)))
+    state, lengths = inputs.pop("initial_state", None), options.pop("lengths", None)
+    ys = {}
+    for start, stop in reversed(pieces) if options.get("reverse") else pieces:
+        part = {
+            name: x[:, start:stop] if x is not None and _in_time(name, x) else x
+            for name, x in inputs.items()
+        }
+        if lengths is not None:
+            options["lengths"] = (lengths - start).clamp(0, stop - start)
+        ys[start], state = op(**part, initial_state=state, output_final_state=True, **options)
+    assert state is not None
+    return torch.cat([ys[start] for start, _ in pieces], dim=1), state
+
+
+def error(x: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of the exact result."""
+    wide = torch.complex128 if exact.is_complex() else torch.float64
+    return float((x.to(wide) - exact.to(wide)).norm() / (exact.to(wide).norm() + 1e-30))
+
+
+def _in_time(name: str, x: Tensor) -> bool:
+    return name in IN_TIME and x.dim() == 3
+
+
+def _poisoned(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Fill the padding of x (batch, time, channels), in each channel with another evil."""
+    if lengths is None:
+        return x
+    evil = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=torch.float64, device=x.device)
+    evil = evil.repeat(x.shape[2])[: x.shape[2]].to(x.dtype)
+    return torch.where(valid(lengths, x.shape[1])[..., None], x, evil)
+
+
+def _lay(x: Tensor, layout: Layout) -> Tensor:
+    """Return x, or for "expanded" its first row, in another memory layout."""
+    if layout == "transposed":
+        return x.mT.contiguous().mT if x.dim() > 1 else x
+    if layout == "strided":
+        return x.repeat_interleave(3, dim=-1)[..., 1::3]
+    if layout == "expanded":
+        return x[:1].expand_as(x)
+    return x.contiguous()
 
 
 def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:

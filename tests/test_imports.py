@@ -30,7 +30,6 @@ ORDER = [
     {
         "audiomamba.checkpoint",
         "audiomamba.data",
-        "audiomamba.engine.jit",
         "audiomamba.output",
         "audiomamba.plot",
     },

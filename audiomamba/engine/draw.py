@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audiomamba.engine.jit import jit, jit_sums
-from audiomamba.engine.vector_math import exp
+from audiomamba_kernels.jit import jit, jit_sums
+from audiomamba_kernels.vector_math import exp
 
 Floats = NDArray[np.float32]
 

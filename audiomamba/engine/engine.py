@@ -11,10 +11,10 @@ from torch import Tensor
 
 from audiomamba.config import ModelConfig
 from audiomamba.engine import step
-from audiomamba.engine.jit import announce
 from audiomamba.engine.layout import Floats, Layout, aligned, flatten_state, unflatten_state
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed
+from audiomamba_kernels.jit import announce
 
 Tokens = NDArray[np.int64]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from audiomamba.engine.jit import fingerprint, jit, jit_cached
+from audiomamba_kernels.jit import fingerprint, jit, jit_cached
 
 U = np.uint64
 
@@ -60,4 +61,4 @@ def _compile(version: int) -> Callable[[U, U, U, NDArray[np.float32]], None]:
     return fill
 
 
-fill = _compile(fingerprint())
+fill = _compile(fingerprint(Path(__file__).parent))

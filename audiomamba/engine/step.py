@@ -7,16 +7,17 @@ x (d_model,) the residual stream, u and y (d_inner,) before and after a scan, h 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from audiomamba.engine.draw import FAILED, draw
-from audiomamba.engine.jit import fingerprint, jit, jit_cached, jit_sums
 from audiomamba.engine.layout import LTI, S4_MLP, Plan, aligned
 from audiomamba.engine.philox import uniform
-from audiomamba.engine.vector_math import exp, gelu, sigmoid, silu, sincos, softplus
+from audiomamba_kernels.jit import fingerprint, jit, jit_cached, jit_sums
+from audiomamba_kernels.vector_math import exp, gelu, sigmoid, silu, sincos, softplus
 
 Floats = NDArray[np.float32]
 
@@ -351,4 +352,4 @@ def _compile(version: int) -> Callable[..., int]:
     return function
 
 
-run = _compile(fingerprint())
+run = _compile(fingerprint(Path(__file__).parent))

@@ -107,10 +107,11 @@ class Mamba(nn.Module):
         """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
         batch, steps, _ = x.shape
         state = self.initial_state(batch) if state is None else state
-        # Weight times transposed input leaves time contiguous, as convolution and scan want it,
-        # without a copy.
-        xz = self.in_proj.weight @ x.reshape(batch * steps, -1).T
-        u, z = xz.view(-1, batch, steps).permute(1, 2, 0).chunk(2, dim=-1)
+        if self.selective:  # this scan reads channels side by side, as Linear leaves them
+            u, z = self.in_proj(x).chunk(2, dim=-1)
+        else:  # that one along time: weight times transposed input leaves it so, without a copy
+            xz = self.in_proj.weight @ x.reshape(batch * steps, -1).T
+            u, z = xz.view(-1, batch, steps).permute(1, 2, 0).chunk(2, dim=-1)
         u, conv = causal_conv1d(
             u,
             self.conv1d.weight[:, 0],

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from audiomamba_kernels.backend import Backend, choose
+from audiomamba_kernels.causal_conv1d.op import causal_conv1d_op
+from audiomamba_kernels.causal_conv1d.reference import causal_conv1d_reference
+from audiomamba_kernels.causal_conv1d.shifts import causal_conv1d_shifts
+from audiomamba_kernels.ragged import check_lengths, pack, unpack
 
-__all__ = ["causal_conv1d"]
+__all__ = ["causal_conv1d", "causal_conv1d_reference", "causal_conv1d_shifts"]
+
+# Taps reach into one more load of 16 bytes; steps of one row are counted in 32 bits.
+TRITON_MAX_WIDTH, TRITON_MAX_STEPS = 5, 2**30
 
 
 def causal_conv1d(
@@ -21,67 +26,109 @@ def causal_conv1d(
     activation: Literal["silu"] | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Convolve each channel with its own short filter over the present and the past.
 
         y_t = activation(bias + sum_k weight_k x_{t - (width - 1) + k})
 
+    Floating dtypes may differ from argument to argument: everything is computed in float32, or in
+    float64 if x is, and each gradient comes back in its argument's dtype.
+
     Args:
-        x: (batch, time, channels), time >= 1.
-        weight: (channels, width); the last tap meets the present sample.
+        x: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or float64.
+        weight: (channels, width), width >= 1; the last tap meets the present sample.
         bias: (channels,) or None.
         activation: "silu" or None.
-        initial_state: The width - 1 samples before x, oldest first, (batch, width - 1, channels);
-            None is zeros.
+        initial_state: The width - 1 samples before x, oldest first, (batch, width - 1, channels),
+            rounded to x's dtype; None is zeros.
         output_final_state: Whether the last width - 1 samples are returned.
-        backend: None (fastest), "torch" or "reference".
+        reverse: Whether time runs from the last valid step to the first, so that the past of a step
+            is what follows it: initial_state comes before the last one, and the final state holds
+            the first ones, in the order in which they are met.
+        lengths: (batch,), integers from 0 to time; None is time. From there on a row is padding: y
+            is zero, no gradient flows, and whatever stands there, NaN included, has no effect.
+        cu_seqlens: (sequences + 1,), integers: batch is 1 and sequence i stands at
+            cu_seqlens[i] <= t < cu_seqlens[i + 1]; states are (sequences, width - 1, channels).
+            Their longest length is read, so that a GPU is waited for unless cu_seqlens is on the
+            CPU.
+        backend: None (fastest), "triton" (width <= 5), "cpu", "torch" or "reference".
 
     Returns:
-        y in x's shape and dtype, and the final state (batch, width - 1, channels) or None.
+        y in x's shape and dtype, and the final state (batch, width - 1, channels) in x's dtype or
+        None. Gradients flow to every floating tensor argument, through both.
 
     Raises:
-        ValueError: If a shape, the activation or the backend is wrong.
+        ValueError: If a shape, the activation, a device, a length or the backend is wrong.
     """
-    batch, steps, channels = x.shape
-    width = weight.shape[-1]
-    if weight.shape != (channels, width):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({channels}, width)")
-    if initial_state is not None and initial_state.shape != (batch, width - 1, channels):
-        raise ValueError(
-            f"initial_state has shape {tuple(initial_state.shape)}; it must be "
-            f"{(batch, width - 1, channels)}"
-        )
+    _check(x, weight, bias, initial_state, cu_seqlens)
     if activation not in (None, "silu"):
         raise ValueError(f"activation is {activation!r}; choose None or 'silu'")
-    if steps < 1:
-        raise ValueError("x has no time steps; the convolution needs at least one")
-    padded = _with_past(x, initial_state, width - 1)
-    run = _loop if choose(backend) == "reference" else _shifts
-    y = run(padded, weight, bias, steps)
-    if activation == "silu":
-        y = F.silu(y)
-    return y.to(x.dtype), padded[:, steps:].clone() if output_final_state else None
+    total = x.shape[1]
+    if cu_seqlens is not None:
+        if lengths is not None:
+            raise ValueError("lengths and cu_seqlens are both given; choose one")
+        x, lengths = unpack(x, cu_seqlens)
+    elif lengths is not None:
+        lengths = check_lengths(lengths, x)
+    state = None if initial_state is None else initial_state.to(x.dtype)
+    silu = activation == "silu"
+    chosen = _choose(backend, x, weight)
+    if chosen in ("triton", "cpu"):
+        y, final = causal_conv1d_op(x, weight, bias, state, lengths, silu, reverse, chosen)
+    else:
+        run = causal_conv1d_reference if chosen == "reference" else causal_conv1d_shifts
+        y, final = run(x, weight, bias, state, lengths, silu, reverse)
+    if cu_seqlens is not None:
+        y = pack(y, cu_seqlens, total)
+    return y, final if output_final_state else None
 
 
-def _with_past(x: Tensor, past: Tensor | None, width: int) -> Tensor:
-    """Put `width` past samples before x; time becomes the contiguous axis, as the scans like."""
-    x = x.transpose(1, 2)
-    if past is None:
-        return F.pad(x.transpose(0, 1), (width, 0)).permute(1, 2, 0)
-    past = past.to(x.dtype).transpose(1, 2)
-    return torch.cat([past.transpose(0, 1), x.transpose(0, 1)], dim=2).permute(1, 2, 0)
+def _choose(backend: Backend | None, x: Tensor, weight: Tensor) -> Backend:
+    chosen = choose(backend, x)
+    steps, width = x.shape[1], weight.shape[1]
+    if chosen != "triton" or (width <= TRITON_MAX_WIDTH and steps <= TRITON_MAX_STEPS):
+        return chosen
+    if backend is None:
+        return "torch"
+    raise ValueError(
+        f"backend 'triton' cannot run: width {width}, time {steps}; its kernels take up to "
+        f"{TRITON_MAX_WIDTH} and {TRITON_MAX_STEPS}"
+    )
 
 
-def _loop(padded: Tensor, weight: Tensor, bias: Tensor | None, steps: int) -> Tensor:
-    width = weight.shape[-1]
-    y = torch.stack([(padded[:, t : t + width] * weight.T).sum(1) for t in range(steps)], dim=1)
-    return y if bias is None else y + bias
-
-
-def _shifts(padded: Tensor, weight: Tensor, bias: Tensor | None, steps: int) -> Tensor:
-    """A sum of shifted copies: any memory layout, and one pass over memory once compiled."""
-    y = padded[:, :steps] * weight[:, 0]
-    for k in range(1, weight.shape[-1]):
-        y = y + padded[:, k : k + steps] * weight[:, k]
-    return y if bias is None else y + bias
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    if x.dim() != 3 or x.shape[1] < 1 or not x.is_floating_point():
+        raise ValueError(
+            f"x is {x.dtype} of shape {tuple(x.shape)}; it must be real, (batch, time, channels), "
+            "with time >= 1: a convolution needs at least one time step"
+        )
+    batch, _, channels = x.shape
+    if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; it must be ({channels}, width), width >= 1"
+        )
+    sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
+    expected = {
+        "weight": (weight, tuple(weight.shape)),
+        "bias": (bias, (channels,)),
+        "initial_state": (initial_state, (sequences, weight.shape[1] - 1, channels)),
+    }
+    for name, (value, shape) in expected.items():
+        if value is None:
+            continue
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be {shape}")
+        if not value.is_floating_point():
+            raise ValueError(f"{name} is {value.dtype}; it must be real floating point")
+        if value.device != x.device:
+            raise ValueError(f"{name} is on {value.device}; it must be on {x.device} as x is")

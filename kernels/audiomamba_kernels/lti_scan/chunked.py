@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audiomamba_kernels.ragged import flip, zero_padding
 from audiomamba_kernels.recurrence import odd_even_scan
+from audiomamba_kernels.selective_scan.reference import compute_dtypes
 
 CHUNK = 128
 
@@ -37,24 +39,53 @@ def lti_scan_chunked(
     D: Tensor | None,
     z: Tensor | None,
     initial_state: Tensor | None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return (y, final state); arguments as in `lti_scan`."""
     batch, steps, _ = u.shape
-    h = initial_state if initial_state is not None else A.new_zeros(batch, *A.shape)
+    (real, kind), dtype = compute_dtypes(u, A), u.dtype
+    delta, A, B, C = delta.to(real), A.to(kind), B.to(kind), C.to(kind)
+    h = A.new_zeros(batch, *A.shape) if initial_state is None else initial_state.to(kind)
+    u = zero_padding(u, lengths)
+    u = flip(u, lengths) if reverse else u
     x = u.permute(2, 0, 1)  # (channels, batch, time)
     whole = steps - steps % CHUNK
-    ys = []
+    ys, befores = [], [h[:, None]]
     for start, stop, chunk in ((0, whole, CHUNK), (whole, steps, steps - whole)):
         if start < stop:
             y, states = lti_chunks(x[:, :, start:stop], *chunk_maps(delta, A, B, C, chunk), h)
             h = states[:, -1]
             ys.append(y)
+            befores.append(states)
     y = (torch.cat(ys, dim=2) if len(ys) > 1 else ys[0]).permute(1, 2, 0)
+    if lengths is not None:
+        h = _state_at(lengths, torch.cat(befores, dim=1), u, delta, A, B)
     if D is not None:
-        y = y + D * u
+        y = y + D.to(real) * u
+    y = flip(y, lengths) if reverse else y
     if z is not None:
-        y = y * F.silu(z.to(y.dtype))
-    return y.to(u.dtype), h
+        y = y * F.silu(zero_padding(z, lengths).to(y.dtype))
+    return zero_padding(y, lengths).to(dtype), h
+
+
+def _state_at(
+    lengths: Tensor, befores: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor
+) -> Tensor:
+    """Return the state after `lengths` steps, where `befores` holds those at starts of chunks."""
+    rows = torch.arange(len(lengths), device=lengths.device)
+    chunk = (lengths - 1).clamp(min=0) // CHUNK
+    steps = lengths - chunk * CHUNK  # from the chunk's start
+    back = torch.arange(min(CHUNK, u.shape[1]), device=u.device)  # from the last step
+    last = torch.where(
+        (back < steps[:, None])[..., None],
+        u[rows[:, None], (lengths[:, None] - 1 - back).clamp(min=0)],
+        0,
+    )
+    log_decay = delta[:, None] * A  # (channels, state)
+    decays = torch.exp(log_decay * back[:, None, None])
+    added = torch.einsum("btc,tcn->bcn", last.to(A.dtype), decays) * (delta[:, None] * B)
+    return torch.exp(log_decay * steps[:, None, None]) * befores[rows, chunk] + added
 
 
 def chunk_maps(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> ChunkMaps:

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from audiomamba_kernels.ragged import flip, zero_padding
 from audiomamba_kernels.recurrence import linear_recurrence
+from audiomamba_kernels.selective_scan.reference import compute_dtypes
 
 # The expanded state of a chunk, (batch, chunk, channels, state), holds about this many elements.
 CHUNK_ELEMENTS = 1 << 24
@@ -22,8 +24,10 @@ def selective_scan_chunked(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
-    delta_softplus: bool,
     initial_state: Tensor | None,
+    lengths: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return (y, final state); arguments as in `selective_scan`.
 
@@ -31,13 +35,27 @@ def selective_scan_chunked(
     carried into it.
     """
     batch, steps, _ = u.shape
-    h = initial_state if initial_state is not None else A.new_zeros(batch, *A.shape)
+    dtype, (real, kind) = u.dtype, compute_dtypes(u, A)
+
+    def in_order(x: Tensor) -> Tensor:
+        x = zero_padding(x, lengths)
+        return flip(x, lengths) if reverse else x
+
+    u, delta, A = in_order(u).to(real), in_order(delta).to(real), A.to(kind)
+    B, C = ((in_order(x) if x.dim() == 3 else x).to(kind) for x in (B, C))
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(real)
+    if delta_softplus:
+        delta = F.softplus(delta)
+    delta = zero_padding(delta, lengths)  # a step of size zero holds the state
+    h = A.new_zeros(batch, *A.shape) if initial_state is None else initial_state.to(kind)
     chunk = max(1, CHUNK_ELEMENTS // (batch * A.numel()))
     recompute = steps > chunk and torch.is_grad_enabled()
     ys = []
     for start in range(0, steps, chunk):
         at = slice(start, start + chunk)
-        args = (u[:, at], delta[:, at], A, B[:, at], C[:, at], delta_bias, delta_softplus, h)
+        B_at, C_at = (x[:, at] if x.dim() == 3 else x for x in (B, C))
+        args = (u[:, at], delta[:, at], A, B_at, C_at, h)
         if recompute:  # nothing in it is random
             y, h = checkpoint(_chunk, *args, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -45,30 +63,18 @@ def selective_scan_chunked(
         ys.append(y)
     y = torch.cat(ys, dim=1) if len(ys) > 1 else ys[0]
     if D is not None:
-        y = y + D * u
+        y = y + D.to(real) * u
     if z is not None:
-        y = y * F.silu(z.to(y.dtype))
-    return y.to(u.dtype), h
+        y = y * F.silu(in_order(z).to(real))
+    return in_order(y).to(dtype), h
 
 
 def _chunk(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    h: Tensor,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
-    real = A.real.dtype
-    delta = delta.to(real)
-    if delta_bias is not None:
-        delta = delta + delta_bias
-    if delta_softplus:
-        delta = F.softplus(delta)
+    """Return y without skip and gate, and the last state, of arguments in float32 or float64."""
+    B, C = (x[:, :, None, :] if x.dim() == 3 else x for x in (B, C))
     a = torch.exp(delta[..., None] * A)  # (batch, chunk, channels, state)
-    b = (delta * u.to(real))[..., None] * B.to(A.dtype)[:, :, None, :]
-    states = linear_recurrence(a, b, h)
-    y = (states * C.to(A.dtype)[:, :, None, :]).sum(-1)
+    states = linear_recurrence(a, (delta * u)[..., None] * B, h)
+    y = (states * C).sum(-1)
     return (2 * y.real if A.is_complex() else y), states[:, -1]

@@ -1,0 +1,53 @@
+"""Memory as the Triton kernels want it: time contiguous, rows at multiples of 16 elements."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # elements
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return x (batch, time, channels), or a copy of it, as memory that the kernels can read.
+
+    Time is contiguous, rows begin at multiples of 16 elements, and may be read to the next one.
+    """
+    batch, channel = row_strides(x)
+    starts = (x.shape[0] - 1) * batch + (x.shape[2] - 1) * channel
+    end = x.storage_offset() + starts + -(-x.shape[1] // ALIGNMENT) * ALIGNMENT
+    if (
+        (x.stride(1) == 1 or x.shape[1] == 1)
+        and batch % ALIGNMENT == 0
+        and channel % ALIGNMENT == 0
+        and x.data_ptr() % 16 == 0
+        and end * x.element_size() <= x.untyped_storage().nbytes()
+    ):
+        return x
+    return empty_rows(x).copy_(x)
+
+
+def empty_rows(x: Tensor) -> Tensor:
+    """Return uninitialised memory of x's shape and dtype, as `as_rows` would have it."""
+    batch, steps, channels = x.shape
+    padded = -(-steps // ALIGNMENT) * ALIGNMENT
+    return x.new_empty(batch, channels, padded)[..., :steps].transpose(1, 2)
+
+
+def row_strides(x: Tensor) -> tuple[int, int]:
+    """Return the strides of batch and channels, 0 along an axis of one."""
+    return (x.stride(0) if x.shape[0] > 1 else 0), (x.stride(2) if x.shape[2] > 1 else 0)
+
+
+def to_real(x: Tensor, padded: int) -> Tensor:
+    """Return x (..., state) in float32 as (..., S): parts of complex numbers, then zeros."""
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj()).flatten(-2)
+    return torch.nn.functional.pad(x.float(), (0, padded - x.shape[-1])).contiguous()
+
+
+def from_real(x: Tensor, like: Tensor) -> Tensor:
+    """Return x (..., S) as a tensor (..., state) of the kind and state of A, `like`."""
+    if like.is_complex():
+        x = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+    return x[..., : like.shape[-1]].contiguous()

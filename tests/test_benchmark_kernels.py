@@ -1,0 +1,122 @@
+"""The benchmark of the kernels runs whole, tiny, on a CPU, and keeps what fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+PEERS = json.loads((FOLDER / "peers.json").read_text())
+PARTS = ("scan", "lti", "conv", "length", "block")
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/kernels.py as a module, as far as its main()."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("benchmark_kernels", FOLDER / "kernels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(FOLDER.parent), str(FOLDER.parent / "kernels"), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, str(FOLDER / "kernels.py"), *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_everything_runs_tiny(tmp_path: Path) -> None:
+    done = run("--smoke", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = tmp_path.glob("kernels_*.json")
+    assert result.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2
+    record = json.loads(result.read_text())
+    assert record["errors"] == {}
+    assert record["copy_gb_per_s"] > 0
+    assert set(record["versions"]) == {"python", "torch", "triton"}
+    for part in PARTS:
+        rows = [row for row in record["rows"] if row["part"] == part]
+        assert {row["pass"] for row in rows} >= {"forward"}, part
+        assert all(row["ms"] > 0 for row in rows)
+    assert all("compiled_ms" in row for row in record["rows"] if row["part"] == "block")
+    printed = run("--table", str(result))
+    assert printed.returncode == 0, printed.stderr
+    assert len(re.findall(r"^\| shape ", printed.stdout, re.M)) == len(PARTS)
+    assert printed.stdout.strip() in done.stdout
+
+
+def test_what_fails_is_kept_and_the_rest_goes_on(
+    kernels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(bench: Any, case: dict[str, Any], which: int) -> dict[str, Any]:
+        if which == 0:
+            raise RuntimeError("no such kernel")
+        return {"ms": 2.0, "graph_ms": 1.0, "peer_ms": 6.0, "moved": 10**6}
+
+    monkeypatch.setitem(kernels.PARTS, "lti", fails)
+    monkeypatch.setattr(
+        sys, "argv", ["kernels.py", "--smoke", "--only", "lti", "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as exit:
+        kernels.main()
+    assert exit.value.code == 1
+    (result,) = tmp_path.glob("kernels_*_lti.json")
+    record = json.loads(result.read_text())
+    ((label, error),) = record["errors"].items()
+    assert "lti, one minute" in label
+    assert error == "RuntimeError: no such kernel"
+    (row,) = record["rows"]
+    assert row["pass"] == "forward+backward"
+    assert row["ratio"] == 3.0
+    assert row["gb_per_s"] == pytest.approx(1.0)
+    assert row["share_of_floor"] == pytest.approx(1 / record["copy_gb_per_s"])
+
+
+def test_another_device_is_not_compared_with_recorded_figures(kernels: ModuleType) -> None:
+    bench = kernels.Bench(smoke=True)
+    bench.record["copy_gb_per_s"] = 1.0
+    for device in ("another", PEERS["device"]):
+        bench.record["device"] = device
+        bench.add("scan", PEERS["scan"][0], 0, {"ms": 1.0})
+    other, same = bench.record["rows"]
+    assert "peer_ms" not in other
+    assert "ratio" not in other
+    assert same["ratio"] == same["peer_ms"] == 9.29
+    assert other["target_ms"] == same["target_ms"] == 1.3
+
+
+def test_the_commit_may_come_from_outside(
+    kernels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "HERE", tmp_path)
+    monkeypatch.delenv("AUDIOMAMBA_COMMIT", raising=False)
+    assert kernels.commit() is None
+    monkeypatch.setenv("AUDIOMAMBA_COMMIT", "0123abc")
+    assert kernels.commit() == "0123abc"
+
+
+@pytest.mark.parametrize("part", ["scan", "lti", "block"])
+def test_recorded_figures_come_in_pairs(part: str) -> None:
+    for case in PEERS[part]:
+        assert len(case["shape"]) == 3
+        for key in case.keys() - {"name", "shape"}:
+            assert len(case[key]) == 2, (case["name"], key)
