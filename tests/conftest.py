@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -14,16 +13,10 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if importlib.util.find_spec("triton") is not None:
-    from triton.runtime import interpreter
+    from tests.interpreter import mend, watch
 
-    _patch_lang_tensor = interpreter._patch_lang_tensor
-
-    def _patch_lang_tensor_and_index(tensor: Any, *scope: Any) -> None:
-        _patch_lang_tensor(tensor, *scope)
-        tensor.__index__ = lambda self: self.handle.data.item()
-
-    # Triton 3.6 asks for int() of an array of one element, which NumPy 2.4 refuses.
-    interpreter._patch_lang_tensor = _patch_lang_tensor_and_index
+    mend()
+    watch()
 
 
 @pytest.fixture(autouse=True)

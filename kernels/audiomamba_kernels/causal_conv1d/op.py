@@ -129,12 +129,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None) -> tuple[Any, ...]:
-    x, _, bias, initial_state, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a checkpoint gives them up as they are read
+    x, _, bias, initial_state, _ = saved
     dstate = initial_state is not None and ctx.needs_input_grad[3]
     dx, dweight, dbias, dinitial = causal_conv1d_backward(
         torch.zeros_like(x) if dy is None else dy,
         dfinal_state,
-        *ctx.saved_tensors,
+        *saved,
         ctx.silu,
         ctx.reverse,
         dstate,

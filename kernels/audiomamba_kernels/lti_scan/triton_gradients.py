@@ -27,7 +27,7 @@ from audiomamba_kernels.lti_scan.triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "channels", "tiles"])
 def gradients_kernel(
     dy, u, z, du, dz, skip, states, adjoints, partial, gain, C,
     inside, read, write, late_read, late_write, powers, lengths,
@@ -91,51 +91,29 @@ def _gradient_tile(
     valid = tl.minimum(tl.maximum(length - start, 0), R * Q)
     x = load_tile(u, start, length, R, Q, WHOLE)
     g = load_tile(dy, start, length, R, Q, WHOLE)
-    dv = g.to(tl.float32)
+    u_rows, g_rows = x.to(inside.dtype.element_ty), g.to(inside.dtype.element_ty)
     if z is not None:
-        gate = load_tile(z, start, length, R, Q, WHOLE).to(tl.float32)
-        opened = sigmoid(gate)
-        dv *= gate * opened
-    inside, read, write = tl.load(inside), tl.load(read), tl.load(write)
-    u_rows, g_rows = x.to(inside.dtype), keep(dv.to(inside.dtype))
+        gate = load_tile(z, start, length, R, Q, WHOLE)
+        opened = gate.to(tl.float32)
+        opened *= sigmoid(opened)
+        g_rows = keep((g.to(tl.float32) * opened).to(inside.dtype.element_ty))
     if REVERSE:
         u_end, g_end = u_rows, to_end(g_rows, valid, WHOLE)
     else:
         u_end, g_end = to_end(u_rows, valid, WHOLE), g_rows
+    read, write = tl.load(read), tl.load(write)
     gain_re, gain_im = load_pair(gain, 0, S, COMPLEX)
     C_re, C_im = load_pair(C, 0, S, COMPLEX)
 
-    # States before each chunk, and what they give to y.
+    # States before each chunk; gradients of those after each chunk.
     e_re, e_im = split(tl.dot(u_end, read, input_precision=PRECISION), COMPLEX)
     b_re, b_im = multiply(gain_re, gain_im, e_re, e_im, COMPLEX)
     h = chunk_states(b_re, b_im, entering, powers, valid, Q, COMPLEX, REVERSE, False, WHOLE)
     h_re, h_im = split(h, COMPLEX)
-    if z is not None:
-        b_re, b_im = multiply(C_re, C_im, h_re, h_im, COMPLEX)
-        b = join(b_re, b_im, COMPLEX).to(inside.dtype)
-        out = tl.dot(b, write, input_precision=PRECISION)
-        if REVERSE:
-            out = from_end(out, valid, WHOLE)
-        out = tl.dot(u_rows, inside, out, input_precision=PRECISION)
-        if skip is not None:
-            out += tl.load(skip).to(tl.float32) * x.to(tl.float32)
-        slope = opened * (1.0 + gate * (1.0 - opened))
-        store_tile(dz, g.to(tl.float32) * out * slope, start, steps, length, R, Q, WHOLE)
-
-    # Gradients of the states after each chunk, and what they give to u.
     f_re, f_im = split(tl.dot(g_end, tl.trans(write), input_precision=PRECISION), COMPLEX)
     b_re, b_im = multiply_conjugate(C_re, C_im, f_re, f_im, COMPLEX)
     a = chunk_states(b_re, b_im, adjoint, powers, valid, Q, COMPLEX, not REVERSE, True, WHOLE)
     a_re, a_im = split(a, COMPLEX)
-    b_re, b_im = multiply_conjugate(gain_re, gain_im, a_re, a_im, COMPLEX)
-    b = join(b_re, b_im, COMPLEX).to(inside.dtype)
-    back = tl.dot(b, tl.trans(read), input_precision=PRECISION)
-    if not REVERSE:
-        back = from_end(back, valid, WHOLE)
-    back = tl.dot(g_rows, tl.trans(inside), back, input_precision=PRECISION)
-    if skip is not None:
-        back += tl.load(skip).to(tl.float32) * dv
-    store_tile(du, back, start, steps, length, R, Q, WHOLE)
 
     # Gradients of gain and C; of delta A by the decay of a chunk, by read and by write.
     number, state = tl.arange(0, R)[:, None], tl.arange(0, S)
@@ -154,8 +132,36 @@ def _gradient_tile(
     late_write = tl.trans(tl.load(late_write))
     f_re, f_im = split(tl.dot(g_end, late_write, input_precision=PRECISION), COMPLEX)
     b_re, b_im = multiply(C_re, C_im, h_re, h_im, COMPLEX)
-    b_re, b_im = multiply_conjugate(b_re, b_im, f_re, f_im, COMPLEX)
-    tl.store(partial + 2 * S + state, tl.sum(join(s_re + b_re, s_im + b_im, COMPLEX), 0))
+    f_re, f_im = multiply_conjugate(b_re, b_im, f_re, f_im, COMPLEX)
+    tl.store(partial + 2 * S + state, tl.sum(join(s_re + f_re, s_im + f_im, COMPLEX), 0))
+
+    # What goes through the gate, then through the rest.
+    inside = tl.load(inside)
+    weight = 0.0
+    if skip is not None:
+        weight = tl.load(skip).to(tl.float32)
+    if z is not None:
+        h = join(b_re, b_im, COMPLEX).to(inside.dtype)
+        out = tl.dot(h, write, input_precision=PRECISION)
+        if REVERSE:
+            out = from_end(out, valid, WHOLE)
+        out = tl.dot(u_rows, inside, out, input_precision=PRECISION)
+        if skip is not None:
+            out += weight * keep(x).to(tl.float32)
+        gate = keep(gate).to(tl.float32)
+        opened = sigmoid(gate)
+        out *= keep(g).to(tl.float32)
+        out *= opened * (1.0 + gate * (1.0 - opened))
+        store_tile(dz, out, start, steps, length, R, Q, WHOLE)
+    b_re, b_im = multiply_conjugate(gain_re, gain_im, a_re, a_im, COMPLEX)
+    a = join(b_re, b_im, COMPLEX).to(inside.dtype)
+    back = tl.dot(a, tl.trans(read), input_precision=PRECISION)
+    if not REVERSE:
+        back = from_end(back, valid, WHOLE)
+    back = tl.dot(g_rows, tl.trans(inside), back, input_precision=PRECISION)
+    if skip is not None:
+        back += weight * g_rows.to(tl.float32)
+    store_tile(du, back, start, steps, length, R, Q, WHOLE)
 
 
 def compile_cases() -> Iterator[Case]:

@@ -27,9 +27,9 @@ class Tiling(NamedTuple):
     adjoint_tiles: int = 8
     adjoint_stages: int = 2
     outputs_warps: int = 4
-    outputs_registers: int = 128  # of a thread, at most, for operands of 16 bits
-    gradients_warps: int = 8
-    gradients_registers: int = 255
+    outputs_registers: int = 128  # of a thread, at most, where operands are bfloat16 and S small
+    gradients_warps: int = 4  # likewise, else twice as many
+    gradients_registers: int = 168
 
 
 TILING = Tiling()
@@ -67,7 +67,7 @@ def forward(
     y = empty_rows(u)
     call.launch(
         outputs_kernel, call.tiles, u=u, z=z, y=y, states=states,
-        num_warps=TILING.outputs_warps, maxnreg=call.registers(TILING.outputs_registers),
+        num_warps=TILING.outputs_warps, maxnreg=TILING.outputs_registers if call.small else 255,
     )  # fmt: skip
     return y, from_real(final_state, A), states
 
@@ -105,7 +105,8 @@ def backward(
     call.launch(
         gradients_kernel, call.tiles, dy=dy, u=u, z=z, du=du, dz=dz, states=states,
         adjoints=adjoints, partial=partial,
-        num_warps=TILING.gradients_warps, maxnreg=call.registers(TILING.gradients_registers),
+        num_warps=TILING.gradients_warps * (1 if call.small else 2),
+        maxnreg=TILING.gradients_registers if call.small else 255,
     )  # fmt: skip
     ddelta, dA, dB, dC, dD = (torch.empty_like(x) for x in (*call.parameters, call.parameters[0]))
     parameters_kernel[(u.shape[2],)](
@@ -167,7 +168,8 @@ class _Call:
         self.rows, self.like = (batch, channels), u
         self.Q, self.S = Q, S = TILING.chunk, padded_state(A)
         R, self.tiles = tiles_of(steps)
-        self.operand, precision = OPERANDS[u.dtype]
+        operand, precision = OPERANDS[u.dtype]
+        self.small = operand == torch.bfloat16 and S <= 32
         # Beside A, a complex number counts as two.
         self.parameters = [
             delta.float().contiguous(),
@@ -176,11 +178,11 @@ class _Call:
         self.maps = Maps(
             gain=self.new(channels, S),
             C=self.new(channels, S),
-            inside=self.new(channels, Q, Q, dtype=self.operand),
-            read=self.new(channels, Q, S, dtype=self.operand),
-            write=self.new(channels, S, Q, dtype=self.operand),
-            late_read=self.new(channels, Q, S, dtype=self.operand),
-            late_write=self.new(channels, S, Q, dtype=self.operand),
+            inside=self.new(channels, Q, Q, dtype=operand),
+            read=self.new(channels, Q, S, dtype=operand),
+            write=self.new(channels, S, Q, dtype=operand),
+            late_read=self.new(channels, Q, S, dtype=operand),
+            late_write=self.new(channels, S, Q, dtype=operand),
             powers=self.new(channels, Q + 1, S),
             chunk_powers=self.new(channels, R + 1, S),
         )
@@ -200,10 +202,6 @@ class _Call:
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return uninitialised memory."""
         return self.like.new_empty(shape, dtype=dtype)
-
-    def registers(self, most: int) -> int:
-        """Return how many registers a thread may have."""
-        return most if self.operand == torch.bfloat16 else 255
 
     def states(self, entering: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
         """Return the state before each tile and the last one, of a run or its adjoint.

@@ -53,7 +53,7 @@ def _load_parameters(
     return step, split(A, COMPLEX), split(B, COMPLEX), split(C, COMPLEX)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def maps_kernel(
     delta, A, B, C, gain, wide_C, inside, read, write, late_read, late_write, powers, chunk_powers,
     width,
@@ -108,7 +108,7 @@ def maps_kernel(
     tl.store(chunk_powers + (chunk + 1) * S + state, join(p_re, p_im, COMPLEX))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "channels", "tiles", "segments", "width"])
 def parameters_kernel(
     delta, A, B, C, partial, dkernel, ddelta, dA, dB, dC, dD,
     batch, channels, tiles, segments, width,

@@ -24,7 +24,7 @@ from audiomamba_kernels.lti_scan.triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "channels", "tiles"])
 def outputs_kernel(
     u, z, y, skip, states, gain, C, inside, read, write, powers, lengths,
     u_batch, u_channel, z_batch, z_channel, y_batch, y_channel,

@@ -30,7 +30,7 @@ from audiomamba_kernels.lti_scan.triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "channels", "tiles", "segments"])
 def ends_kernel(
     x, gate, u, ends, dkernel, factor, side, powers, chunk_powers, lengths,
     x_batch, x_channel, gate_batch, gate_channel, u_batch, u_channel,
@@ -132,7 +132,7 @@ def _tile_end(
     return dinside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "channels", "tiles"])
 def states_kernel(
     ends, entering, states, leaving, powers, chunk_powers, lengths,
     steps, channels, tiles,

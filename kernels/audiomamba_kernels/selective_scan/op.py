@@ -119,12 +119,14 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.delta_softplus, ctx.reverse, ctx.backend = inputs
     ctx.save_for_backward(output[2], *tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _backward(
-    ctx: Any, dy: Tensor, dfinal: Tensor | None, _: Tensor | None
+    ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     states, *tensors = ctx.saved_tensors
+    dy = torch.zeros_like(tensors[0]) if dy is None else dy
     given = iter(
         selective_scan_backward_op(
             dy, dfinal, states, *tensors, ctx.delta_softplus, ctx.reverse, ctx.backend

@@ -88,7 +88,7 @@ def _store_sums(
     tl.store(p + at, sums, mask)
 
 
-@triton.jit(do_not_specialize=["unaligned"])
+@triton.jit(do_not_specialize=["steps", "channels", "chunks", "unaligned"])
 def gradient_kernel(
     u, delta, A, B, C, D, z, bias, dy, checkpoints, arriving, lengths,
     du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial,

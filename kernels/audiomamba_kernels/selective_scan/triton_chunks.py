@@ -31,7 +31,7 @@ from audiomamba_kernels.selective_scan.triton_math import (
 )
 
 
-@triton.jit(do_not_specialize=["unaligned"])
+@triton.jit(do_not_specialize=["steps", "channels", "chunks", "unaligned"])
 def chunk_ends_kernel(
     u, delta, A, B, bias, ends, totals, lengths,
     steps, channels, chunks, stride_ub, stride_ut, stride_db, stride_dt, unaligned,
@@ -81,7 +81,7 @@ def chunk_ends_kernel(
     tl.store(totals + at * channels + o_d, total, m_d)
 
 
-@triton.jit(do_not_specialize=["unaligned"])
+@triton.jit(do_not_specialize=["steps", "channels", "chunks", "unaligned"])
 def chunk_ends_backward_kernel(
     delta, A, C, z, bias, dy, ends, totals, lengths,
     steps, channels, chunks, stride_db, stride_dt, stride_zb, stride_zt, stride_gb, stride_gt,
@@ -181,7 +181,7 @@ def _load_ends(
     return total, re, im
 
 
-@triton.jit(do_not_specialize=["unaligned"])
+@triton.jit(do_not_specialize=["steps", "channels", "chunks", "unaligned"])
 def carry_kernel(
     A, totals, ends, initial, starts, channels, chunks, unaligned,
     N: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,

@@ -36,7 +36,7 @@ BLOCK = 4
 REGISTERS = 128
 
 
-@triton.jit(do_not_specialize=["unaligned"])
+@triton.jit(do_not_specialize=["steps", "channels", "chunks", "unaligned"])
 def output_kernel(
     u, delta, A, B, C, D, z, bias, starts, y, final, checkpoints, lengths,
     steps, channels, chunks,
