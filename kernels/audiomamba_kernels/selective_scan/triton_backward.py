@@ -173,19 +173,22 @@ def gradient_kernel(
                 x * column(b_re, B_PER_STEP), x * column(b_im, B_PER_STEP), COMPLEX,
             )  # fmt: skip
 
-        hs_re, hs_im, deltas = (), (), ()
+        # The state before each step of the block.
+        hs_re, hs_im, deltas = (h_re,), (h_im,), ()
         for j in tl.static_range(S):
             i = first + j
-            map_row = row + direction * tl.minimum(i, count - 1)
-            b_re, b_im = load_map(B, map_row, b_re, b_im, o_n, N, B_PER_STEP, COMPLEX)
             b_delta = step_size(raw_deltas[j], b_bias, i < count, SOFTPLUS)
-            x = (b_delta * us[j].to(tl.float32))[None, :]
-            d_re, d_im = decay(a_re, a_im, b_delta[None, :], COMPLEX)
-            h_re, h_im = multiply_add(
-                d_re, d_im, h_re, h_im,
-                x * column(b_re, B_PER_STEP), x * column(b_im, B_PER_STEP), COMPLEX,
-            )  # fmt: skip
-            hs_re, hs_im, deltas = hs_re + (h_re,), hs_im + (h_im,), deltas + (b_delta,)
+            deltas = deltas + (b_delta,)
+            if j < S - 1:
+                map_row = row + direction * tl.minimum(i, count - 1)
+                b_re, b_im = load_map(B, map_row, b_re, b_im, o_n, N, B_PER_STEP, COMPLEX)
+                x = (b_delta * us[j].to(tl.float32))[None, :]
+                d_re, d_im = decay(a_re, a_im, b_delta[None, :], COMPLEX)
+                h_re, h_im = multiply_add(
+                    d_re, d_im, h_re, h_im,
+                    x * column(b_re, B_PER_STEP), x * column(b_im, B_PER_STEP), COMPLEX,
+                )  # fmt: skip
+                hs_re, hs_im = hs_re + (h_re,), hs_im + (h_im,)
 
         sums_b = tl.zeros([planes * BN, columns], tl.float32)
         sums_c = tl.zeros([planes * BN, columns], tl.float32)
@@ -198,8 +201,11 @@ def gradient_kernel(
             bb_re, bb_im = column(b_re, B_PER_STEP), column(b_im, B_PER_STEP)
             cc_re, cc_im = column(c_re, C_PER_STEP), column(c_im, C_PER_STEP)
             b_delta, b_u, g = deltas[j], us[j].to(tl.float32), dys[j].to(tl.float32)
-            h_re, h_im = hs_re[j], hs_im[j]
             x = (b_delta * b_u)[None, :]
+            d_re, d_im = decay(a_re, a_im, b_delta[None, :], COMPLEX)
+            before_re, before_im = multiply_add(d_re, d_im, hs_re[j], hs_im[j], 0.0, 0.0, COMPLEX)
+            h_re = before_re + x * bb_re
+            h_im = before_im + x * bb_im
             p_row = (row + direction * i) * channels + o_d
             if z is not None:
                 b_z = zs[j].to(tl.float32)
@@ -224,9 +230,7 @@ def gradient_kernel(
                 dB_re += x * dh_re
                 dB_im += x * dh_im
             # conj(a) dh goes on to the past; q = dh conj(a h_before) is the gradient of delta A.
-            before_re = h_re - x * bb_re
             if COMPLEX:
-                before_im = h_im - x * bb_im
                 dx = tl.sum(bb_re * dh_re + bb_im * dh_im, axis=0)
                 q_re = dh_re * before_re + dh_im * before_im
                 q_im = dh_im * before_re - dh_re * before_im
@@ -237,7 +241,6 @@ def gradient_kernel(
                 q_re = dh_re * before_re
                 rate = LN2 * tl.sum(a_re * q_re, axis=0)
             dA_re += b_delta[None, :] * q_re
-            d_re, d_im = decay(a_re, a_im, b_delta[None, :], COMPLEX)
             e_re, e_im = multiply_add(d_re, -d_im, dh_re, dh_im, 0.0, 0.0, COMPLEX)
             b_ddelta = rate + b_u * dx
             if SOFTPLUS:

@@ -252,10 +252,9 @@ def constants(x: Tensor) -> Tensor:
 
 
 def state_planes(x: Tensor) -> Tensor:
-    """(batch, channels, state) -> (batch, planes, state, channels), float32."""
-    if x.is_complex():
-        return torch.view_as_real(x).permute(0, 3, 2, 1).contiguous()
-    return x.float().transpose(1, 2).contiguous()[:, None]
+    """(batch, channels, state) -> (batch, planes, state, channels), float32, always a copy."""
+    planes = torch.view_as_real(x).permute(0, 3, 2, 1) if x.is_complex() else x.mT[:, None]
+    return planes.to(torch.float32).clone(memory_format=torch.contiguous_format)
 
 
 def from_planes(x: Tensor) -> Tensor:
