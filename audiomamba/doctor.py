@@ -92,13 +92,16 @@ def _devices() -> Iterator[Row]:
 
 def _kernels() -> Iterator[Row]:
     from audiomamba_kernels import available_backends
+    from audiomamba_kernels.backend import INTERPRETED
 
     runs = {
         "reference": "yes: a loop over time, any device",
-        "torch": "yes: chunked PyTorch, any device, for training",
+        "torch": "yes: chunked PyTorch, any device",
+        "cpu": "yes: numba on all cores, for training and evaluation on the CPU",
+        "triton": "yes: interpreted, for tests" if INTERPRETED else "yes: on a CUDA device",
     }
     for backend in available_backends():
-        yield backend, runs.get(backend, "yes")
+        yield backend, runs[backend]
     yield "numba", f"yes: generation on the CPU; {_compiled_code()}"
 
 

@@ -16,8 +16,9 @@ from audiomamba import audio
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+KERNELS = (ROOT / "kernels/README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", README, re.M)]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+PYTHON = re.findall(r"```python\n(.*?)```", README + KERNELS, re.S)
 TINY = re.search(r"`(--preset tiny[^`]*)`", README)
 
 
