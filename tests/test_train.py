@@ -146,7 +146,8 @@ def test_a_run_learns_logs_and_leaves_a_model_that_scores_what_it_said(data, tmp
         network = checkpoint.load(folder)
         assert network.config == MODEL
         bits = evaluate(network, TokenStore(data), "validation")
-        assert bits == pytest.approx(about["validation_bits_per_sample"], abs=1e-9)
+        # The same float32 weights; products over another number of threads round differently.
+        assert bits == pytest.approx(about["validation_bits_per_sample"], rel=1e-7)
     lines = (tmp_path / "logs/version_0/metrics.csv").read_text().splitlines()
     assert {
         "step",
