@@ -147,6 +147,7 @@ def test_two_runs_are_equal_to_the_bit(layout: Any) -> None:
             assert torch.equal(value, runs[0][name]), name
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's
 @pytest.mark.parametrize("ragged", BOTH, ids=["whole", "ragged"])
 @BOTH_LAYOUTS
 def test_it_compiles_into_one_graph(layout: Any, ragged: bool) -> None:

@@ -55,8 +55,8 @@ INTERPRETER_CASES = covering(
 @pytest.fixture
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 70 steps be three tiles of two chunks, in two segments."""
-    tiling = triton_lti.TILING._replace(chunk=16, rows=2, ends_tiles=2, adjoint_tiles=2)
-    monkeypatch.setattr(triton_lti, "TILING", tiling)
+    tiling = triton_lti.Tiling(chunk=16, rows=2, ends_tiles=2, adjoint_tiles=2)
+    monkeypatch.setattr(triton_lti, "tiling_of", lambda dtype, S: tiling)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled, not interpreted")

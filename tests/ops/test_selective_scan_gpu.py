@@ -115,6 +115,7 @@ def test_two_runs_are_equal_to_the_bit(complex: bool) -> None:
             assert torch.equal(value, runs[0][name]), name
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's
 @pytest.mark.parametrize("ragged", [None, "lengths"])
 def test_it_compiles_into_one_graph(ragged: str | None) -> None:
     lengths = torch.tensor([300, 0, 129], device="cuda") if ragged else None

@@ -314,6 +314,7 @@ def test_a_step_compiles_into_one_graph(complex: bool, name: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's
 @EVERY_STEP
 @KINDS
 def test_a_step_on_a_gpu_compiles_into_one_graph(complex: bool, name: str) -> None:
@@ -328,9 +329,10 @@ def test_a_step_on_a_gpu_compiles_into_one_graph(complex: bool, name: str) -> No
 @KINDS
 def test_a_cuda_graph_holds_a_step_that_overwrites_its_state(complex: bool, name: str) -> None:
     step, states = a_step(name, complex, torch.float32, "triton")
+    # In the same layout, for which the same kernel is compiled: another sums in another order.
     expected = [state.clone() for state in states]
     for _ in range(3):
-        y, *expected = step(expected, [None, None])
+        y, *_ = step(expected, expected)
     first = [state.clone() for state in states]
     step(states, states)  # compiles
     graph = torch.cuda.CUDAGraph()

@@ -42,8 +42,8 @@ def lti_scan(
         y_t = (C h_t, or 2 Re(C h_t) if A is complex, + D u_t) * silu(z_t)
 
     Floating dtypes may differ from argument to argument: everything is computed in float32, or in
-    float64 if u is (on a GPU the matrix products of half precision inputs round their operands to
-    it), and each gradient comes back in its argument's dtype.
+    float64 if u is (on a GPU the matrix products of bfloat16 inputs round their operands to it),
+    and each gradient comes back in its argument's dtype.
 
     Args:
         u: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or float64. Fastest

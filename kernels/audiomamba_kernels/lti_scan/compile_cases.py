@@ -16,7 +16,8 @@ def cases(kernel: Any) -> Iterator[Case]:
     """Yield a kernel with all options on, bfloat16 and complex, and with none, float32 and real."""
     for every in (True, False):
         kind = "*bf16" if every else "*fp32"
-        constants: dict[str, Any] = {"K": 4, "R": 64, "Q": 64, "S": 16, "STAGES": 2}
+        side = 64 if every else 32
+        constants: dict[str, Any] = {"K": 4, "R": side, "Q": side, "S": 16, "STAGES": 2}
         constants |= dict.fromkeys(("COMPLEX", "REVERSE", "BACKWARDS", "ADJOINT"), every)
         constants["PRECISION"] = "tf32" if every else "tf32x3"
         if not every:

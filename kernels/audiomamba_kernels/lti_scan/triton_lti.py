@@ -27,20 +27,33 @@ class Tiling(NamedTuple):
     adjoint_tiles: int = 8
     adjoint_stages: int = 2
     outputs_warps: int = 4
-    outputs_registers: int = 128  # of a thread, at most, where operands are bfloat16 and S small
-    gradients_warps: int = 4  # likewise, else twice as many
-    gradients_registers: int = 168
+    outputs_registers: int | None = 128  # of a thread, at most
+    gradients_warps: int = 4
+    gradients_registers: int | None = 168
 
 
-TILING = Tiling()
+NARROW = Tiling()
+
+# Products of 64 rows become Hopper's asynchronous ones, and of kernels as large as these become
+# with three products in the place of each, or many states, CUDA 12.8's assembler makes code that
+# reads outside of memory. Smaller tiles avoid that, and spill few registers.
+EXACT = NARROW._replace(chunk=32, rows=32, outputs_registers=None, gradients_registers=None)
+WIDE = EXACT._replace(rows=16, gradients_warps=8)
 
 # Of the input's dtype, the operands of matrix products and how they are multiplied. float16 would
-# overflow in states; tf32 has its precision and float32's range.
+# overflow in states, and tf32, cut rather than rounded, is not as exact.
 OPERANDS = {
     torch.bfloat16: (torch.float32 if INTERPRETED else torch.bfloat16, "tf32"),
-    torch.float16: (torch.float32, "tf32"),
+    torch.float16: (torch.float32, "tf32x3"),
     torch.float32: (torch.float32, "tf32x3"),
 }
+
+
+def tiling_of(dtype: torch.dtype, S: int) -> Tiling:
+    """Return how the work on inputs of a dtype is cut, S being `padded_state`."""
+    if S > 32:
+        return WIDE
+    return NARROW if dtype == torch.bfloat16 else EXACT
 
 
 def forward(
@@ -58,16 +71,17 @@ def forward(
     """Return y, the final state and the state before each tile; arguments as in `lti_scan`."""
     call = _Call(u, delta, A, B, C, D, lengths, reverse)
     u, z = as_rows(u), None if z is None else as_rows(z)
+    tiling = call.tiling
     states, final_state = call.states(
         initial_state,
-        num_warps=TILING.ends_warps,
+        num_warps=tiling.ends_warps,
         x=u, gate=None, u=None, side=call.maps.read, factor=call.maps.gain, dkernel=None,
-        ADJOINT=False, BACKWARDS=reverse, K=TILING.ends_tiles, STAGES=TILING.ends_stages,
+        ADJOINT=False, BACKWARDS=reverse, K=tiling.ends_tiles, STAGES=tiling.ends_stages,
     )  # fmt: skip
     y = empty_rows(u)
     call.launch(
         outputs_kernel, call.tiles, u=u, z=z, y=y, states=states,
-        num_warps=TILING.outputs_warps, maxnreg=TILING.outputs_registers if call.small else 255,
+        num_warps=tiling.outputs_warps, maxnreg=tiling.outputs_registers,
     )  # fmt: skip
     return y, from_real(final_state, A), states
 
@@ -93,20 +107,20 @@ def backward(
     """
     call = _Call(u, delta, A, B, C, D, lengths, reverse)
     dy, u, z = as_rows(dy), as_rows(u), None if z is None else as_rows(z)
-    dkernel = call.new(*call.rows, -(-call.tiles // TILING.adjoint_tiles), call.Q)
+    tiling = call.tiling
+    dkernel = call.new(*call.rows, -(-call.tiles // tiling.adjoint_tiles), call.Q)
     adjoints, dinitial_state = call.states(
         dfinal_state,
-        num_warps=TILING.adjoint_warps,
+        num_warps=tiling.adjoint_warps,
         x=dy, gate=z, u=u, side=call.maps.write, factor=call.maps.C, dkernel=dkernel,
-        ADJOINT=True, BACKWARDS=not reverse, K=TILING.adjoint_tiles, STAGES=TILING.adjoint_stages,
+        ADJOINT=True, BACKWARDS=not reverse, K=tiling.adjoint_tiles, STAGES=tiling.adjoint_stages,
     )  # fmt: skip
     du, dz = empty_rows(u), None if z is None else empty_rows(z)
     partial = call.new(*call.rows, call.tiles, 3 * call.S)
     call.launch(
         gradients_kernel, call.tiles, dy=dy, u=u, z=z, du=du, dz=dz, states=states,
         adjoints=adjoints, partial=partial,
-        num_warps=TILING.gradients_warps * (1 if call.small else 2),
-        maxnreg=TILING.gradients_registers if call.small else 255,
+        num_warps=tiling.gradients_warps, maxnreg=tiling.gradients_registers,
     )  # fmt: skip
     ddelta, dA, dB, dC, dD = (torch.empty_like(x) for x in (*call.parameters, call.parameters[0]))
     parameters_kernel[(u.shape[2],)](
@@ -123,7 +137,8 @@ def fake(u: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return tensors like those that `forward` returns, but with nothing in them."""
     batch, steps, channels = u.shape
     kind = torch.complex64 if A.is_complex() else torch.float32
-    shape = batch, channels, tiles_of(steps)[1], padded_state(A)
+    S = padded_state(A)
+    shape = batch, channels, tiles_of(steps, tiling_of(u.dtype, S))[1], S
     return (
         empty_rows(u),
         A.new_empty(batch, *A.shape, dtype=kind),
@@ -166,10 +181,11 @@ class _Call:
     ) -> None:
         batch, steps, channels = u.shape
         self.rows, self.like = (batch, channels), u
-        self.Q, self.S = Q, S = TILING.chunk, padded_state(A)
-        R, self.tiles = tiles_of(steps)
+        self.S = S = padded_state(A)
+        self.tiling = tiling_of(u.dtype, S)
+        self.Q = Q = self.tiling.chunk
+        R, self.tiles = tiles_of(steps, self.tiling)
         operand, precision = OPERANDS[u.dtype]
-        self.small = operand == torch.bfloat16 and S <= 32
         # Beside A, a complex number counts as two.
         self.parameters = [
             delta.float().contiguous(),
@@ -243,10 +259,10 @@ class _Call:
         )
 
 
-def tiles_of(steps: int) -> tuple[int, int]:
+def tiles_of(steps: int, tiling: Tiling) -> tuple[int, int]:
     """Return the chunks in a tile, and the tiles."""
-    chunks = -(-steps // TILING.chunk)
-    rows = min(TILING.rows, max(1 << (chunks - 1).bit_length(), 16))
+    chunks = -(-steps // tiling.chunk)
+    rows = min(tiling.rows, max(1 << (chunks - 1).bit_length(), 16))
     return rows, -(-chunks // rows)
 
 
