@@ -297,7 +297,7 @@ def backward(
     D, delta_bias = vector(D), vector(delta_bias)
     u, delta, dy, z = rows(u), rows(delta), rows(dy), None if z is None else rows(z)
     rates, B_maps, C_maps = constants(A), maps(B), maps(C)
-    chunk, chunks = chunking(batch, steps, channels, state)
+    chunk, chunks = chunking(batch, steps, channels)
     BN, BD = tile(state * planes, 32)
     parts = triton.cdiv(channels, BD)
     grid = (parts, chunks, batch)

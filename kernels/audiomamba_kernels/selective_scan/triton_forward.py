@@ -141,7 +141,7 @@ def forward(
     planes = 2 if A.is_complex() else 1
     u, delta, z = rows(u), rows(delta), None if z is None else rows(z)
     rates, B_maps, C_maps = constants(A), maps(B), maps(C)
-    chunk, chunks = chunking(batch, steps, channels, state)
+    chunk, chunks = chunking(batch, steps, channels)
     BN, BD = tile(state * planes, 32)
     BN //= planes
     grid = (triton.cdiv(channels, BD), chunks, batch)
@@ -175,7 +175,7 @@ def forward(
     return y, from_planes(final), starts.view(batch, chunks, planes, state, channels)
 
 
-def chunking(batch: int, steps: int, channels: int, state: int) -> tuple[int, int]:
+def chunking(batch: int, steps: int, channels: int) -> tuple[int, int]:
     """Return the length and number of chunks: enough of them to fill a GPU, no shorter than needed.
 
     An H100 keeps about 16 warps on each of its 132 multiprocessors busy. One chunk needs one pass,
@@ -192,7 +192,7 @@ def chunking(batch: int, steps: int, channels: int, state: int) -> tuple[int, in
 
 def states_shape(batch: int, steps: int, channels: int, state: int, planes: int) -> tuple[int, ...]:
     """Return the shape of the states that `forward` keeps, float32."""
-    return (batch, chunking(batch, steps, channels, state)[1], planes, state, channels)
+    return (batch, chunking(batch, steps, channels)[1], planes, state, channels)
 
 
 def tile(values: int, limit: int) -> tuple[int, int]:
