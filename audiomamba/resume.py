@@ -15,7 +15,16 @@ from audiomamba.train_config import TrainConfig
 
 # What a resumed run must share with its beginning; the rest, such as steps, may change on the way.
 FIXED = (
-    *("batch", "length", "carry_state", "seed", "precision", "weight_decay", "betas"),
+    *(
+        "batch",
+        "length",
+        "learn_silence",
+        "carry_state",
+        "seed",
+        "precision",
+        "weight_decay",
+        "betas",
+    ),
     *("learning_rate", "min_learning_rate", "warmup", "gradient_clip", "ema_decay"),
 )
 

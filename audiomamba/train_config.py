@@ -27,6 +27,8 @@ class TrainConfig:
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         ema_decay: Of the averaged weights, which are validated and exported; 0 is no average.
         precision: bf16-mixed, 32-true, or auto (bf16-mixed on CUDA, else 32-true).
+        learn_silence: Learn the silence after clips that are shorter than a row, too, so that what
+            is generated ends; otherwise it is left out of the loss.
         carry_state: Walk through clips by chunks with carried state (TBPTT), not random crops.
         seed: Of the initial weights and the data's order.
         validate_every: Steps from one validation to the next.
@@ -61,6 +63,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
     precision: str = "auto"
+    learn_silence: bool = False
     carry_state: bool = False
     seed: int = 0
     validate_every: int = 2000

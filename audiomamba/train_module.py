@@ -134,9 +134,11 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss in nats per sample."""
-        tokens = batch["tokens"].long()  # bytes travel, and are widened here
-        beyond = torch.arange(self.config.length, device=self.device) >= batch["samples"][:, None]
-        previous, target = tokens[:, :-1], tokens[:, 1:].masked_fill(beyond, UNKNOWN)
+        c, tokens = self.config, batch["tokens"].long()  # bytes travel, and are widened here
+        previous, target = tokens[:, :-1], tokens[:, 1:]
+        if not self.config.learn_silence:
+            beyond = torch.arange(c.length, device=self.device) >= batch["samples"][:, None]
+            target = target.masked_fill(beyond, UNKNOWN)
         state = None
         if self.config.carry_state:
             state = self.network.initial_state(len(tokens))
