@@ -45,7 +45,11 @@ def test_it_errs_no_more_than_the_reference(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("complex", BOTH, ids=["real", "complex"])
 def test_a_minute_is_as_exact_as_a_second(complex: bool, dtype: torch.dtype) -> None:
-    """The plain loop would take minutes over a minute: its error over a second is the measure."""
+    """The plain loop would take minutes over a minute: its error over a second is the measure.
+
+    A sum over a minute may cancel, as that of ddelta does a thousandfold here, and then errs more
+    in any order; so what plain PyTorch errs over the minute, chunk by chunk, is a measure too.
+    """
     options: dict[str, Any] = {"delta_softplus": True, "dy_dtype": dtype}
     minute = {
         name: x.to("cuda", torch.complex64 if x.is_complex() else wanted)
@@ -62,12 +66,14 @@ def test_a_minute_is_as_exact_as_a_second(complex: bool, dtype: torch.dtype) -> 
         return results(selective_scan, "torch", wide, **options)
 
     got, exact = results(selective_scan, "triton", minute, **options), exactly(minute)
+    chunked = results(selective_scan, "torch", minute, **options)
     plain, exact_second = results(selective_scan, "reference", second, **options), exactly(second)
     rounding = (
         torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 16 * torch.finfo(dtype).eps
     )
     for name in exact:
-        allowed = 2 * error(plain[name], exact_second[name]) + rounding
+        known = error(plain[name], exact_second[name]), error(chunked[name], exact[name])
+        allowed = 2 * max(known) + rounding
         found = error(got[name], exact[name])
         assert found <= allowed, f"{name}: {found} > {allowed}"
 
