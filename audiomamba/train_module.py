@@ -21,7 +21,14 @@ from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import cut, total_bits
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.objective import UNKNOWN, Objective, capture, compile_blocks, recompute_blocks
+from audiomamba.objective import (
+    UNKNOWN,
+    Objective,
+    capture,
+    compile_blocks,
+    recompute_blocks,
+    weight_of_rank,
+)
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
 from audiomamba.resume import check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
@@ -62,6 +69,8 @@ class Training(pl.LightningModule):
         self.bits: float | None = None  # of the last validation, at step self.validated
         self.validated = 0
         self.stopped: str | None = None
+        self.samples = 0  # that the run has learnt from, in all processes
+        self.uneven = False  # whether processes count different numbers of samples in a step
         self.history = History(config.log_every)
         self.report = Report([], config.steps)
         self.listener: Listener | None = None
@@ -76,6 +85,7 @@ class Training(pl.LightningModule):
         options: Any = {"batch": c.batch, "length": c.length, "seed": c.seed}
         if not c.carry_state:
             crops = Crops(self.store, rank=self.global_rank, **options)
+            self.uneven = crops.padding > 0 and self.trainer.world_size > 1
             if crops.padding:
                 log.warning("%.2g %% of what is read is padding after clips", 100 * crops.padding)
             return Steps(crops, c.steps)
@@ -147,7 +157,10 @@ class Training(pl.LightningModule):
         if self.config.carry_state:
             after = iter(carried)
             self.carried = map_state(lambda _: next(after).clone(), state)
-        self.history.add_loss(loss)
+        counted = (target != UNKNOWN).sum()
+        if self.uneven:
+            loss = loss * weight_of_rank(counted)
+        self.history.add_loss(loss, counted)
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -205,6 +218,7 @@ class Training(pl.LightningModule):
             states = [leaf[None] for leaf in states]
         checkpoint["audiomamba"] = {
             "run": self._run(),
+            "samples": self.samples,
             "carried": [leaf.cpu() for leaf in states],
             "best": self.best,
             "bits": self.bits,
@@ -217,6 +231,7 @@ class Training(pl.LightningModule):
         if saved is None:
             raise ValueError(f"{self.config.out}/{LAST} is no checkpoint of audiomamba")
         check_same_run(saved["run"], self._run(), self.config.out)
+        self.samples = saved.get("samples", 0)  # checkpoints did not always have it
         self.best, self.bits, self.validated = (saved[k] for k in ("best", "bits", "validated"))
         if saved["carried"]:
             rows = iter([leaf[self.global_rank] for leaf in saved["carried"]])
@@ -238,9 +253,11 @@ class Training(pl.LightningModule):
     def _check_and_log(self, step: int) -> None:
         """Log the steps since the last time, or raise if one is not finite."""
         c, steps = self.config, self.history.steps
-        losses, norms = self.history.take(
+        losses, norms, samples = self.history.take(
             lambda values: self.trainer.strategy.reduce(values, reduce_op="mean")
         )
+        samples = round(samples * self.trainer.world_size)
+        self.samples += samples
         check_finite(losses, norms, step, Path(c.out) / LAST)
         seconds = time.monotonic() - self._clock
         optimizer: Any = self.optimizers()
@@ -250,12 +267,9 @@ class Training(pl.LightningModule):
                 "train/bits_per_sample": sum(losses) / steps / math.log(2),
                 "train/gradient_norm": max(norms),
                 "train/learning_rate": optimizer.param_groups[0]["lr"],
-                "samples_per_second": steps * self._samples_per_step() / seconds,
+                "samples_per_second": samples / seconds,
             },
         )
-
-    def _samples_per_step(self) -> int:
-        return self.config.batch * self.config.length * self.trainer.world_size
 
     def _show(self, values: dict[str, float]) -> None:
         self.log_dict(values, prog_bar=True, logger=False)
@@ -286,7 +300,7 @@ class Training(pl.LightningModule):
         if self.global_rank == 0:
             about = {
                 "step": step,
-                "samples": step * self._samples_per_step(),
+                "samples": self.samples,
                 "validation_step": self.validated,
                 "validation_bits_per_sample": self.bits,
                 **dataclasses.asdict(self.config),
@@ -300,7 +314,7 @@ class Training(pl.LightningModule):
         last = Path(self.config.out) / LAST
         if self.trainer.world_size > 1:
             # All ranks take part in gathering; only the first writes.
-            part = last.with_suffix(".part")
+            part = last.with_name(f".{last.name}.part")
             self.trainer.save_checkpoint(part, weights_only=False)
             if self.global_rank == 0:
                 part.replace(last)
