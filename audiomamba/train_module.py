@@ -117,7 +117,8 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         """Prepare what needs the device or its number, and listen for signals."""
         c, first = self.config, self.global_rank == 0
-        self.objective = self._objective()
+        self._stop.listen()  # after lightning, which takes its own back together with these
+        self.objective = self._objective()  # which may take minutes
         if self.carried is not None:
             self.carried = map_state(lambda x: x.to(self.device), self.carried)
         self.history = History(c.log_every, self.device)
@@ -127,7 +128,6 @@ class Training(pl.LightningModule):
             samples = check_listening(c.listen_seconds, self.model.sample_rate)
             self.listener = Listener(Path(c.out) / LISTEN, samples=samples, seed=c.seed)
         self._clock = time.monotonic()
-        self._stop.listen()  # after lightning, which takes its own back together with these
 
     def _objective(self) -> Any:
         """Return the loss as a function of tensors, as fast as the device allows."""
