@@ -30,7 +30,7 @@ from audiomamba.objective import (
     weight_of_rank,
 )
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
-from audiomamba.resume import check_same_run, describe_run
+from audiomamba.resume import check_processes_agree, check_readable, check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
 from audiomamba.train_config import TrainConfig
 from audiomamba.train_folder import BEST, LAST, LISTEN
@@ -78,6 +78,19 @@ class Training(pl.LightningModule):
         self._clock = time.monotonic()
 
     # What lightning asks for.
+
+    def setup(self, stage: str) -> None:
+        """Check that all processes go on with the same run, before any of them waits for another.
+
+        Machines may have folders of their own where one was meant.
+        """
+        if self.trainer.world_size > 1:
+            last = Path(self.config.out) / LAST
+            step = check_readable(last) if last.exists() else None
+            everyone: list[Any] = [None] * self.trainer.world_size
+            mine = {f"in its {LAST} step": step, **self._run()}
+            torch.distributed.all_gather_object(everyone, mine)
+            check_processes_agree(everyone)
 
     def train_dataloader(self) -> Steps:
         """Return the run's batches, from the step it has come to."""
