@@ -151,7 +151,11 @@ class Training(pl.LightningModule):
             recompute_blocks(objective)
         if cuda if c.compile is None else c.compile:
             compile_blocks(objective)
-        if cuda and c.cuda_graph and self.trainer.world_size == 1:
+        if cuda and c.cuda_graph:
+            # DDP has wrapped this module by now, and that is well: recording computes gradients
+            # without accumulating them, so that DDP's hooks stay still; a replay accumulates, and
+            # DDP sends the gradients when the graph has run. It wraps on a stream of its own; were
+            # it the default stream, recording would fail.
             objective = capture(objective, c.batch, c.length, c.carry_state)
         return objective.__call__  # not the module: its weights are the network's
 
