@@ -57,6 +57,21 @@ def nats_per_sample(head: nn.Module, y: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(head(y).float().flatten(0, 1), target.flatten(), ignore_index=UNKNOWN)
 
 
+def weight_of_rank(counted: Tensor) -> Tensor:
+    """Return what to multiply a process's loss by, so that every sample weighs the same in all.
+
+    Processes take the mean of their gradients, each of a mean over its own samples. Weighed by
+    count / (mean of the counts), it is the gradient of the mean over all samples together. All
+    processes must call this; on a GPU the host waits for nothing.
+
+    Args:
+        counted: How many samples the loss is a mean of, a scalar on the device.
+    """
+    everywhere = counted.clone()
+    torch.distributed.all_reduce(everywhere)
+    return counted * torch.distributed.get_world_size() / everywhere
+
+
 def recompute_blocks(objective: Objective) -> None:
     """Keep each block's input only, and run it again in the backward pass; before compiling.
 

@@ -51,12 +51,32 @@ def check_same_run(then: dict[str, Any], now: dict[str, Any], out: str) -> None:
             )
 
 
-def check_readable(path: Path) -> None:
-    """Raise ValueError unless a file is a checkpoint that torch reads without running code."""
+def check_processes_agree(runs: list[dict[str, Any]]) -> None:
+    """Raise ValueError at the first difference between what the processes of a run have.
+
+    Args:
+        runs: A `describe_run` for each process, in their order, the same list in each.
+    """
+    for rank, run in enumerate(runs):
+        for name, value in run.items():
+            if value != runs[0][name]:
+                raise ValueError(
+                    f"process {rank} has {name} {value}, and process 0 has {runs[0][name]}; all "
+                    "need the same flags, and folders (--data, --out) that all machines share"
+                )
+
+
+def check_readable(path: Path) -> int | None:
+    """Return the step of a checkpoint, None if it does not say.
+
+    Raises:
+        ValueError: If it is none that torch reads without running code.
+    """
     try:
-        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path} is damaged or no checkpoint ({str(error).splitlines()[0]}); remove it to "
             "start again"
         ) from error
+    return saved.get("global_step") if isinstance(saved, dict) else None

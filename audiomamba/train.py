@@ -55,7 +55,8 @@ class Outcome:
 def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> Outcome:
     """Train a model, or go on with its training.
 
-    Ctrl-C and SIGTERM stop after the step at hand, with a checkpoint.
+    Ctrl-C, SIGTERM and SIGUSR1 stop after the step at hand, with a checkpoint. A job that SLURM has
+    requeued resumes by itself.
 
     Args:
         model: What to train.

@@ -42,7 +42,7 @@ class TrainConfig:
         compile: Compile the network with torch.compile; None does so on CUDA.
         activation_checkpointing: Compute each block again in the backward pass instead of keeping
             what it computed: less memory, more time, the same gradients.
-        cuda_graph: Replay forward and backward as one recorded graph, on one CUDA device.
+        cuda_graph: Replay forward and backward as one recorded graph, on CUDA devices.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
         devices: Number of devices a node, or auto.

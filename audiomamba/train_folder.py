@@ -7,7 +7,8 @@ It holds
     best/                            the same at the best validation so far
     last.ckpt                        everything needed to go on as if nothing had happened
     listen/step_N.wav, .png          a sample of the averaged weights, and its picture
-    logs/version_N/metrics.csv       one for each time the run was started
+    logs/version_N/metrics.csv       one for each time the run was started; its samples_per_second
+                                     are of all processes, and without the padding of short clips
     data/                            tokens, where a recipe has prepared them
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
 from pathlib import Path
 
@@ -33,6 +35,8 @@ DATA = "data"
 def check_folder(out: Path, *, resume: bool) -> None:
     """Check that a run may begin, or go on, in a folder; it need not be there.
 
+    A job that SLURM starts again, with the command it had, goes on with its run.
+
     Raises:
         FileExistsError: If it holds a run that is not to be resumed, or something else.
     """
@@ -42,7 +46,7 @@ def check_folder(out: Path, *, resume: bool) -> None:
         raise FileExistsError(f"{out} is a file; give another --out")
     if (out / RUN).exists() or (out / LAST).exists():
         begun = (out / LAST).exists() or (out / WEIGHTS).exists()
-        if begun and not resume:
+        if begun and not (resume or requeued()):
             raise FileExistsError(
                 f"{out} holds a run; go on with it by --resume, or give another --out"
             )
@@ -53,6 +57,11 @@ def check_folder(out: Path, *, resume: bool) -> None:
         raise FileExistsError(
             f"{out} holds {other} and no run; give another --out, or empty the folder"
         )
+
+
+def requeued() -> bool:
+    """Return whether SLURM has started this job before."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def begin(out: Path, model: ModelConfig, config: TrainConfig) -> str:

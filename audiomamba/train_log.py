@@ -20,7 +20,9 @@ SECONDS_BETWEEN_LINES = 20
 
 
 class History:
-    """Loss and gradient norm of each step since the last look; on the device, so nothing waits.
+    """Loss, gradient norm and samples of each step since the last look.
+
+    They stay on the device, so nothing waits.
 
     Args:
         length: Steps between two looks, at most.
@@ -28,12 +30,13 @@ class History:
     """
 
     def __init__(self, length: int, device: torch.device | str = "cpu") -> None:
-        self._values = torch.zeros(2, length, device=device)
+        self._values = torch.zeros(3, length, device=device)
         self.steps = 0  # since the last look
 
-    def add_loss(self, nats: Tensor) -> None:
-        """Keep the loss of the step at hand, in nats per sample."""
+    def add_loss(self, nats: Tensor, samples: Tensor) -> None:
+        """Keep the loss of the step at hand, in nats per sample, and how many it is a mean of."""
         self._values[0, self.steps] = nats.detach()
+        self._values[2, self.steps] = samples
 
     def add_norm(self, norm: Tensor) -> None:
         """Keep the norm of the gradient, and count the step."""
@@ -42,15 +45,15 @@ class History:
 
     def take(
         self, mean: Callable[[Tensor], Tensor] = lambda x: x
-    ) -> tuple[list[float], list[float]]:
-        """Return losses and norms since the last look; waits for the device.
+    ) -> tuple[list[float], list[float], float]:
+        """Return losses, norms and the sum of samples since the last look; waits for the device.
 
         Args:
             mean: Takes the mean over the processes of a run.
         """
-        losses, norms = mean(self._values[:, : self.steps]).cpu().tolist()
+        losses, norms, samples = mean(self._values[:, : self.steps]).cpu().double().tolist()
         self.steps = 0
-        return losses, norms
+        return losses, norms, sum(samples)
 
 
 def check_finite(losses: list[float], norms: list[float], step: int, last: Path) -> None:

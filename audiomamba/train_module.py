@@ -21,9 +21,16 @@ from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import cut, total_bits
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.objective import UNKNOWN, Objective, capture, compile_blocks, recompute_blocks
+from audiomamba.objective import (
+    UNKNOWN,
+    Objective,
+    capture,
+    compile_blocks,
+    recompute_blocks,
+    weight_of_rank,
+)
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
-from audiomamba.resume import check_same_run, describe_run
+from audiomamba.resume import check_processes_agree, check_readable, check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
 from audiomamba.train_config import TrainConfig
 from audiomamba.train_folder import BEST, LAST, LISTEN
@@ -62,6 +69,8 @@ class Training(pl.LightningModule):
         self.bits: float | None = None  # of the last validation, at step self.validated
         self.validated = 0
         self.stopped: str | None = None
+        self.samples = 0  # that the run has learnt from, in all processes
+        self.uneven = False  # whether processes count different numbers of samples in a step
         self.history = History(config.log_every)
         self.report = Report([], config.steps)
         self.listener: Listener | None = None
@@ -70,13 +79,28 @@ class Training(pl.LightningModule):
 
     # What lightning asks for.
 
+    def setup(self, stage: str) -> None:
+        """Check that all processes go on with the same run, before any of them waits for another.
+
+        Machines may have folders of their own where one was meant.
+        """
+        if self.trainer.world_size > 1:
+            last = Path(self.config.out) / LAST
+            step = check_readable(last) if last.exists() else None
+            everyone: list[Any] = [None] * self.trainer.world_size
+            mine = {f"in its {LAST} step": step, **self._run()}
+            torch.distributed.all_gather_object(everyone, mine)
+            check_processes_agree(everyone)
+
     def train_dataloader(self) -> Steps:
         """Return the run's batches, from the step it has come to."""
         c = self.config
         options: Any = {"batch": c.batch, "length": c.length, "seed": c.seed}
         if not c.carry_state:
             crops = Crops(self.store, rank=self.global_rank, **options)
-            if crops.padding:
+            unlearnt = crops.padding > 0 and not c.learn_silence
+            self.uneven = unlearnt and self.trainer.world_size > 1
+            if unlearnt:
                 log.warning("%.2g %% of what is read is padding after clips", 100 * crops.padding)
             return Steps(crops, c.steps)
         streams = Streams(self.store, rank=self.global_rank, **options)
@@ -107,7 +131,8 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         """Prepare what needs the device or its number, and listen for signals."""
         c, first = self.config, self.global_rank == 0
-        self.objective = self._objective()
+        self._stop.listen()  # after lightning, which takes its own back together with these
+        self.objective = self._objective()  # which may take minutes
         if self.carried is not None:
             self.carried = map_state(lambda x: x.to(self.device), self.carried)
         self.history = History(c.log_every, self.device)
@@ -117,7 +142,6 @@ class Training(pl.LightningModule):
             samples = check_listening(c.listen_seconds, self.model.sample_rate)
             self.listener = Listener(Path(c.out) / LISTEN, samples=samples, seed=c.seed)
         self._clock = time.monotonic()
-        self._stop.listen()  # after lightning, which takes its own back together with these
 
     def _objective(self) -> Any:
         """Return the loss as a function of tensors, as fast as the device allows."""
@@ -128,7 +152,11 @@ class Training(pl.LightningModule):
             recompute_blocks(objective)
         if cuda if c.compile is None else c.compile:
             compile_blocks(objective)
-        if cuda and c.cuda_graph and self.trainer.world_size == 1:
+        if cuda and c.cuda_graph:
+            # DDP has wrapped this module by now, and that is well: recording computes gradients
+            # without accumulating them, so that DDP's hooks stay still; a replay accumulates, and
+            # DDP sends the gradients when the graph has run. It wraps on a stream of its own; were
+            # it the default stream, recording would fail.
             objective = capture(objective, c.batch, c.length, c.carry_state)
         return objective.__call__  # not the module: its weights are the network's
 
@@ -149,7 +177,10 @@ class Training(pl.LightningModule):
         if self.config.carry_state:
             after = iter(carried)
             self.carried = map_state(lambda _: next(after).clone(), state)
-        self.history.add_loss(loss)
+        counted = (target != UNKNOWN).sum()
+        if self.uneven:
+            loss = loss * weight_of_rank(counted)
+        self.history.add_loss(loss, counted)
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -207,6 +238,7 @@ class Training(pl.LightningModule):
             states = [leaf[None] for leaf in states]
         checkpoint["audiomamba"] = {
             "run": self._run(),
+            "samples": self.samples,
             "carried": [leaf.cpu() for leaf in states],
             "best": self.best,
             "bits": self.bits,
@@ -219,6 +251,7 @@ class Training(pl.LightningModule):
         if saved is None:
             raise ValueError(f"{self.config.out}/{LAST} is no checkpoint of audiomamba")
         check_same_run(saved["run"], self._run(), self.config.out)
+        self.samples = saved.get("samples", 0)  # checkpoints did not always have it
         self.best, self.bits, self.validated = (saved[k] for k in ("best", "bits", "validated"))
         if saved["carried"]:
             rows = iter([leaf[self.global_rank] for leaf in saved["carried"]])
@@ -240,9 +273,11 @@ class Training(pl.LightningModule):
     def _check_and_log(self, step: int) -> None:
         """Log the steps since the last time, or raise if one is not finite."""
         c, steps = self.config, self.history.steps
-        losses, norms = self.history.take(
+        losses, norms, samples = self.history.take(
             lambda values: self.trainer.strategy.reduce(values, reduce_op="mean")
         )
+        samples = round(samples * self.trainer.world_size)
+        self.samples += samples
         check_finite(losses, norms, step, Path(c.out) / LAST)
         seconds = time.monotonic() - self._clock
         optimizer: Any = self.optimizers()
@@ -252,12 +287,9 @@ class Training(pl.LightningModule):
                 "train/bits_per_sample": sum(losses) / steps / math.log(2),
                 "train/gradient_norm": max(norms),
                 "train/learning_rate": optimizer.param_groups[0]["lr"],
-                "samples_per_second": steps * self._samples_per_step() / seconds,
+                "samples_per_second": samples / seconds,
             },
         )
-
-    def _samples_per_step(self) -> int:
-        return self.config.batch * self.config.length * self.trainer.world_size
 
     def _show(self, values: dict[str, float]) -> None:
         self.log_dict(values, prog_bar=True, logger=False)
@@ -288,7 +320,7 @@ class Training(pl.LightningModule):
         if self.global_rank == 0:
             about = {
                 "step": step,
-                "samples": step * self._samples_per_step(),
+                "samples": self.samples,
                 "validation_step": self.validated,
                 "validation_bits_per_sample": self.bits,
                 **dataclasses.asdict(self.config),
@@ -302,7 +334,7 @@ class Training(pl.LightningModule):
         last = Path(self.config.out) / LAST
         if self.trainer.world_size > 1:
             # All ranks take part in gathering; only the first writes.
-            part = last.with_suffix(".part")
+            part = last.with_name(f".{last.name}.part")
             self.trainer.save_checkpoint(part, weights_only=False)
             if self.global_rank == 0:
                 part.replace(last)

@@ -10,9 +10,15 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    SIGNALS.append(signal.SIGUSR1)
+
 
 class Stop:
-    """Listens for Ctrl-C and SIGTERM, and watches the clock.
+    """Listens for Ctrl-C, SIGTERM and SIGUSR1, and watches the clock.
+
+    SIGUSR1 is what SLURM is commonly told to send before a job's time is over.
 
     Args:
         minutes: From now on; None is for ever.
@@ -25,7 +31,7 @@ class Stop:
     def listen(self) -> None:
         """Take the signals; a second one of the kind does what it always did."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 signal.signal(number, self._heed)
 
     def why(self) -> str | None:

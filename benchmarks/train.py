@@ -201,8 +201,6 @@ def main() -> None:
         parser.error("no CUDA device is here; --smoke tries everything, tiny, on the CPU")
     if flags.mode is None:  # on a CPU there are no graphs, and compiling takes long
         flags.mode = ["eager"] if flags.smoke else list(MODES)
-    if world_size() > 1:
-        flags.mode = [mode for mode in flags.mode if mode != "graph"]  # of one device only
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     record = describe("cpu" if flags.smoke else "cuda")
     slug = re.sub(r"[^a-z0-9]+", "_", record["device"].lower())

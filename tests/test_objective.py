@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,3 +119,37 @@ def test_a_recorded_graph_changes_nothing(
         for a, b in zip(gradients(recorded, *inputs), gradients(plain, *inputs), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
         state = [leaf.clone() for leaf in plain(*inputs)[1:]] if carry_state else []
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of streams and process groups
+def test_a_graph_recorded_under_ddp_is_reduced_by_it(tmp_path: Path) -> None:
+    """In the order of a run: wrap on a stream of its own, record, train; DDP here doubles."""
+    plain = Objective(network().cuda())
+    recorded = copy.deepcopy(plain)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1)
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            wrapped = torch.nn.parallel.DistributedDataParallel(recorded, device_ids=[0])
+        wrapped.register_comm_hook(None, double)
+        capture(recorded, 2, 32, False)  # puts a replay in the place of its forward
+        assert all(p.grad is None for p in recorded.parameters())
+        for _ in range(3):
+            tokens = torch.randint(0, 256, (2, 33), device="cuda")
+            inputs = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            recorded.network.zero_grad()
+            wrapped(*inputs)[0].backward()
+            found = [p.grad.clone() for p in recorded.parameters() if p.grad is not None]
+            for a, b in zip(found, gradients(plain, *inputs), strict=True):
+                torch.testing.assert_close(a, 2 * b, rtol=1e-3, atol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def double(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Stand for other processes: what comes back is not what was sent."""
+    torch.distributed.all_reduce(bucket.buffer())
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=["cuda:0"])
+    future.set_result(2 * bucket.buffer())
+    return future

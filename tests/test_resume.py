@@ -11,7 +11,12 @@ from audiomamba import audio
 from audiomamba.config import ModelConfig
 from audiomamba.data import TokenStore
 from audiomamba.data.prepare import prepare
-from audiomamba.resume import check_readable, check_same_run, describe_run
+from audiomamba.resume import (
+    check_processes_agree,
+    check_readable,
+    check_same_run,
+    describe_run,
+)
 from audiomamba.tokenizer import Tokenizer
 from audiomamba.train_config import TrainConfig
 
@@ -59,6 +64,14 @@ def test_other_data_models_and_processes_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"the run in run has {name}"):
             check_same_run(then, other, "run")
+
+
+def test_a_process_that_differs_is_named(tmp_path: Path) -> None:
+    a, b = store(tmp_path / "a", 0), store(tmp_path / "b", 1)
+    runs = [describe_run(ModelConfig(), TrainConfig(), 3, data) for data in (a, a, b)]
+    check_processes_agree(runs[:2])
+    with pytest.raises(ValueError, match=r"process 2 has data .* folders .* all machines share"):
+        check_processes_agree(runs)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
