@@ -7,10 +7,6 @@ import dataclasses
 import importlib.util
 import json
 import logging
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from synthetic import Config, Draw, accuracy, train
 
 from audiomamba.files import replacing
 from audiomamba.flags import add_flags, from_flags
 from audiomamba.plot import figure_class
+from audiomamba.provenance import provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +88,9 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         tested.append({"length": length, "accuracy": score, "paper": paper, "seconds": seconds})
         known = "" if paper is None else f"{paper:.1f}"
         print(f"{length:>9} {score:>6.1f} {known:>6} {seconds:>8.1f}", flush=True)
-    cuda = device.type == "cuda"
     results = {
         "preset": preset,
-        "command": shlex.join(["python", sys.argv[0], *arguments]),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
-        "torch": torch.__version__,
+        **provenance(device, packages=["lightning"], arguments=arguments),
         "parameters": sum(p.numel() for p in network.parameters()),
         "steps": trainer.global_step,
         "validation": [{"step": step, "accuracy": 100 * score} for step, score in module.history],
@@ -136,13 +128,3 @@ def columns(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[Any
     """Return two columns of a table, where the second has a value."""
     kept = [row for row in rows if row[y] is not None]
     return [row[x] for row in kept], [row[y] for row in kept]
-
-
-def commit() -> str | None:
-    """Return the commit of this file's repository, None outside of one."""
-    if shutil.which("git") is None:
-        return None
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return (
-        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    )
