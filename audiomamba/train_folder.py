@@ -9,6 +9,7 @@ It holds
     listen/step_N.wav, .png          a sample of the averaged weights, and its picture
     logs/version_N/metrics.csv       one for each time the run was started
     data/                            tokens, where a recipe has prepared them
+    results.json                     where a recipe has ended: bits per sample, and what made them
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import logging
 import sys
 import time
@@ -21,6 +20,24 @@ from audiomamba.files import replacing
 from audiomamba.flags import add_flags, from_flags
 from audiomamba.plot import figure_class
 from audiomamba.provenance import provenance
+from audiomamba.recipe import RESULTS, add_switches, as_words, parse, read_values, write_json
+
+# A smoke run: a few steps that come by everything, of any preset made small.
+SMOKE = {
+    "d_model": 16,
+    "n_heads": 2,
+    "length": 64,
+    "batch": 2,
+    "steps": 4,
+    "test_from": 64,
+    "test_to": 128,
+    "test_rows": 4,
+    "test_chunk": 50,
+    "validate_every": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "accelerator": "cpu",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +69,10 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
     first.add_argument(
         "--preset", choices=recipe.presets, default=default, help="defaults of all other flags"
     )
-    preset = first.parse_known_args(arguments)[0].preset
+    add_switches(first)
+    known = first.parse_known_args(arguments)[0]
+    values = as_words(read_values(first, known.config))
+    preset = first.parse_known_args([*values, *arguments])[0].preset
     parser = argparse.ArgumentParser(
         description=recipe.doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,7 +81,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     add_flags(parser, recipe.presets[preset])
-    flags = parser.parse_args(arguments)
+    flags = parse(parser, arguments, SMOKE)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -98,9 +118,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         "config": dataclasses.asdict(config),
     }
     out = Path(config.out)
-    with replacing(out / "results.json") as part:
-        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {out / 'results.json'}")
+    write_json(out / RESULTS, results)
+    print(f"written: {out / RESULTS}")
     if importlib.util.find_spec("matplotlib") is not None:
         plot(results, out / "results.png")
     return results
