@@ -8,22 +8,45 @@ import json
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from filelock import FileLock
 
+from audiomamba import checkpoint
 from audiomamba.config import ModelConfig, Tier, unet
 from audiomamba.data.batches import check_length
 from audiomamba.data.tokens import INDEX, TokenStore
+from audiomamba.evaluate import evaluate
+from audiomamba.files import replacing
 from audiomamba.flags import add_flags, from_flags
+from audiomamba.provenance import provenance
 from audiomamba.train_config import TrainConfig
-from audiomamba.train_folder import check_folder
+from audiomamba.train_folder import DATA, check_folder
 
+if TYPE_CHECKING:
+    from audiomamba.train import Outcome
+
+RESULTS = "results.json"
 SOURCE = "source.txt"  # of which folder the tokens of a run are
+
+# A smoke run: a few steps that come by everything, of any preset made small.
+SMOKE = {
+    "steps": 4,
+    "validate_every": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "listen_every": 2,
+    "listen_seconds": 0.1,
+    "accelerator": "cpu",
+}
+SMALL = {"width": 16, "blocks": 1}
 
 # The blocks that the Mamba paper compares (table 5, figure 10), by its names.
 TIERS = {
@@ -74,7 +97,7 @@ class Recipe:
         presets: Shapes by name, the default first.
         train: How the default is trained.
         fetch: Puts the recordings into a folder that does not exist.
-        corpus: Names that folder, data/CORPUS.
+        data: That folder.
         only: The subfolders of the data to take; None takes all.
     """
 
@@ -82,7 +105,7 @@ class Recipe:
     presets: Mapping[str, Shape]
     train: TrainConfig
     fetch: Callable[[Path], Any]
-    corpus: str
+    data: str
     only: Collection[str] | None = None
 
 
@@ -93,7 +116,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         raise SystemExit(str(error)) from None
     parser = make_parser(recipe)
-    flags = parse(parser, arguments)
+    flags = parse(parser, arguments, {**SMOKE, **SMALL, "batch": 2, "length": 1024})
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
@@ -104,18 +127,25 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
         model = dataclasses.replace(shape, **{k: v for k, v in given.items() if v is not None})
         check_folder(Path(config.out), resume=flags.resume)
         check_length(config.length, model.config().period)
+        recipe = with_tones(recipe, config.out) if flags.smoke else recipe
         config, store = with_data(recipe, config, model.config())
         whole = dataclasses.replace(
             model.config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
         )
         outcome = train(whole, config, resume=flags.resume)
+        if outcome.rank:
+            return
+        said = f"step {outcome.step} of {config.steps}"
+        if outcome.bits_per_sample is not None:
+            said += f", validation {outcome.bits_per_sample:.4f} bits per sample"
+        sys.stdout.write(f"{said}\n")
+        if not outcome.stopped:
+            results = {"preset": flags.preset, **result(outcome, config, store, arguments)}
+            write_json(Path(config.out) / RESULTS, results)
+            if results["test_bits_per_sample"] is not None:
+                sys.stdout.write(f"test {results['test_bits_per_sample']:.4f} bits per sample\n")
     except (OSError, ValueError, FloatingPointError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
-    if outcome.rank:
-        return
-    score = outcome.bits_per_sample
-    sys.stdout.write(f"step {outcome.step} of {config.steps}")
-    sys.stdout.write(f", validation {score:.4f} bits per sample\n" if score is not None else "\n")
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; go on: the same command with --resume\n")
     sys.stdout.write(f"listen: audiomamba generate -m {Path(config.out).resolve()}\n")
@@ -132,9 +162,7 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset", choices=recipe.presets, default=first, help=f"shape (default: {first})"
     )
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help='JSON of flags: {"batch": 8}; flags win'
-    )
+    add_switches(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     add_flags(parser.add_argument_group("training"), recipe.train)
     shape = recipe.presets[first]
@@ -143,29 +171,152 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     return parser
 
 
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that all recipes have and `parse` heeds."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help='JSON of flags: {"batch": 8}; flags win'
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try everything, tiny, on the CPU, without data, in a new folder; flags win",
+    )
+
+
 def parse(
-    parser: argparse.ArgumentParser, arguments: list[str] | None = None
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None = None,
+    smoke: Mapping[str, Any] | None = None,
 ) -> argparse.Namespace:
     """Parse flags over those of the file that --config names.
+
+    Args:
+        parser: With the flags of `add_switches`.
+        arguments: None takes those of the process.
+        smoke: The defaults of a smoke run, whose --out is a new temporary folder.
 
     Raises:
         SystemExit: If the file cannot be read, or holds what is no flag.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     flags = parser.parse_args(arguments)
-    if flags.config is None:
-        return flags
-    try:
-        values = json.loads(flags.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        parser.error(f"--config {flags.config}: {error}")
-    if not isinstance(values, dict):
-        parser.error(f"--config {flags.config} holds {values!r}; it must be an object of flags")
-    values = {name.replace("-", "_"): value for name, value in values.items()}
-    unknown = sorted(values.keys() - (vars(flags).keys() - {"config", "resume"}))
+    if flags.smoke:
+        parser.set_defaults(**smoke or {}, out=None)
+    values = read_values(parser, flags.config)
+    unknown = sorted(values.keys() - (vars(flags).keys() - {"config", "resume", "smoke"}))
     if unknown:
-        parser.error(f"--config {flags.config} has {unknown[0]!r}, which is no flag; see --help")
-    parser.set_defaults(**values)
-    return parser.parse_args(arguments)
+        parser.error(
+            f"--config {flags.config} has {unknown[0]!r}, which no file can set; see --help"
+        )
+    flags = parser.parse_args([*as_words(values), *arguments])
+    if flags.out is None:
+        flags.out = tempfile.mkdtemp(prefix="smoke-")
+    return flags
+
+
+def read_values(parser: argparse.ArgumentParser, file: Path | None) -> dict[str, Any]:
+    """Return the values of flags in a JSON file, none without a file.
+
+    Raises:
+        SystemExit: If the file cannot be read, or holds something else.
+    """
+    if file is None:
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        parser.error(f"--config {file}: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"--config {file} holds {values!r}; it must be an object of flags")
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def as_words(values: Mapping[str, Any]) -> list[str]:
+    """Return values as words of a command line, so that they are checked as flags are.
+
+    true and false are --flag and --no-flag; null is the default.
+    """
+    found = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            found += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            found.append(f"--{flag}={value}")
+    return found
+
+
+def result(
+    outcome: Outcome,
+    config: TrainConfig,
+    store: TokenStore,
+    arguments: list[str] | None = None,
+    *,
+    test_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Return what came of a run that has ended, and what made it; for its first process.
+
+    The model is the averaged one, as it is in the run's folder. Samples are those that all
+    processes read, padding included. Where there is no test split its bits per sample are None.
+
+    Args:
+        outcome: How the run ended.
+        config: Of the run.
+        store: Its tokens.
+        arguments: Of the command; None takes those of the process.
+        test_seconds: Audio that is tested, as in `evaluate`; None is all.
+    """
+    network = checkpoint.load(config.out).to(outcome.device)
+    tested = bool(store.files("test"))
+    return {
+        **provenance(outcome.device, packages=["lightning", "triton"], arguments=arguments),
+        "seed": config.seed,
+        "steps": outcome.step,
+        "samples": outcome.step * config.batch * config.length * outcome.processes,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "validation_bits_per_sample": outcome.bits_per_sample,
+        "test_bits_per_sample": (
+            evaluate(network, store, "test", seconds=test_seconds) if tested else None
+        ),
+    }
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a file of JSON, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def with_tones(recipe: Recipe, out: str) -> Recipe:
+    """Return the recipe with tones in OUT/data/tones in place of its recordings."""
+    folder = Path(out) / DATA / "tones"
+    return dataclasses.replace(
+        recipe, data=str(folder), fetch=partial(make_tones, words=recipe.only or ())
+    )
+
+
+def make_tones(folder: Path, words: Collection[str] = ()) -> None:
+    """Make a folder of decaying tones, half a second each.
+
+    Args:
+        folder: Made.
+        words: Folders in it, with lists as Speech Commands has them; without any it is nine files.
+    """
+    from audiomamba import audio  # as in with_data
+    from audiomamba.data.prepare import LISTS
+
+    names = [f"{word}/{i}.wav" for word in words for i in range(3)]
+    names = names or [f"{i}.wav" for i in range(9)]
+    time = np.arange(8000) / 16000
+    for i, name in enumerate(names):
+        tone = 0.5 * np.sin(2 * np.pi * 110 * (1 + i % 9) * time) * np.exp(-4 * time)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        audio.write(folder / name, tone, 16000)
+    for i, file in enumerate(LISTS if words else ()):
+        lines = "".join(f"{word}/{i}.wav\n" for word in words)
+        (folder / file).write_text(lines, encoding="utf-8")
 
 
 def with_data(
@@ -174,10 +325,10 @@ def with_data(
     """Find or fetch the recordings, prepare them once, and return their tokens.
 
     `config.data` may be tokens, or a folder of audio, which is prepared into OUT/data. Without it
-    the recordings are fetched into data/CORPUS. Of processes that are started together, the first
+    the recordings are fetched into `recipe.data`. Of processes that are started together, the first
     does it and the others wait.
     """
-    data, out = Path(config.data or Path("data") / recipe.corpus), Path(config.out) / "data"
+    data, out = Path(config.data or recipe.data), Path(config.out) / DATA
     if (data / INDEX).exists():
         return dataclasses.replace(config, data=str(data)), TokenStore(data)
     if config.data and not data.is_dir():

@@ -43,6 +43,8 @@ class Outcome:
         best_bits_per_sample: Of the best validation, None if there was none.
         stopped: Why it ended before its last step ("max_minutes", a signal's name), or None.
         rank: Which of the run's processes this is, from 0.
+        processes: Their number.
+        device: That of this one.
     """
 
     step: int
@@ -50,6 +52,8 @@ class Outcome:
     best_bits_per_sample: float | None
     stopped: str | None
     rank: int = 0
+    processes: int = 1
+    device: str = "cpu"
 
 
 def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> Outcome:
@@ -131,6 +135,8 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         best_bits_per_sample=best,
         stopped=module.stopped,
         rank=trainer.global_rank,
+        processes=trainer.world_size,
+        device=str(trainer.strategy.root_device),
     )
 
 

@@ -10,6 +10,7 @@ It holds
     logs/version_N/metrics.csv       one for each time the run was started; its samples_per_second
                                      are of all processes, and without the padding of short clips
     data/                            tokens, where a recipe has prepared them
+    results.json                     where a recipe has ended: bits per sample, and what made them
 """
 
 from __future__ import annotations

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 from pathlib import Path
-
-import torch
 
 import audiomamba
 from audiomamba import baselines
 from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import evaluate
+from audiomamba.provenance import provenance
 
 
 def main() -> None:
@@ -39,16 +36,11 @@ def main() -> None:
         bits[name] = evaluate(network, store, flags.split)
     for name, value in bits.items():
         print(f"{name:34s} {value:.3f}")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
     result = {
         "split": flags.split,
         "samples": sum(file.samples for file in store.files(flags.split)),
         "bits_per_sample": {name: round(value, 4) for name, value in bits.items()},
-        "device": torch.cuda.get_device_name() if flags.device != "cpu" else platform.machine(),
-        "versions": {"audiomamba": audiomamba.__version__, "torch": torch.__version__},
-        "commit": commit.stdout.strip(),
+        **provenance(flags.device),
     }
     if flags.json:
         flags.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,16 +21,15 @@ from typing import Any
 _CACHE = tempfile.TemporaryDirectory()
 os.environ["NUMBA_CACHE_DIR"] = _CACHE.name
 
-import numba  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import audiomamba  # noqa: E402
 from audiomamba import checkpoint  # noqa: E402
 from audiomamba.config import ModelConfig  # noqa: E402
 from audiomamba.engine.engine import Engine  # noqa: E402
 from audiomamba.generate import Job, generate_streams  # noqa: E402
 from audiomamba.models.waveform import WaveformModel  # noqa: E402
+from audiomamba.provenance import provenance  # noqa: E402
 
 
 def main() -> None:
@@ -59,14 +56,9 @@ def main() -> None:
         "model": arguments.model or "default shape, random weights, seed 0",
         "parameters": sum(p.numel() for p in network.parameters()),
         "config": network.config.to_dict(),
-        "cpu": cpu_name(),
+        **provenance(packages=["numba"]),
         "cores": os.cpu_count(),
         "threads": 1,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numba": numba.__version__,
-        "audiomamba": audiomamba.__version__,
-        "commit": commit(),
         "layout_seconds": laid_out - began,
         "compile_seconds": compiled - laid_out,
         "engines": {
@@ -125,7 +117,8 @@ def two_streams(network: WaveformModel, samples: int = 32768) -> float:
 
 def report(record: dict[str, Any]) -> None:
     print(f"{record['model']}: {record['parameters'] / 1e6:.2f} M parameters")
-    print(f"{record['cpu']}, 1 thread, torch {record['torch']}, numba {record['numba']}\n")
+    versions = record["versions"]
+    print(f"{record['device']}, 1 thread, torch {versions['torch']}, numba {versions['numba']}\n")
     print(f"{'engine':<14}{'us/sample':>11}{'(range)':>18}{'real-time factor':>19}")
     for name, figures in record["engines"].items():
         low, high = figures["us_per_sample_range"]
@@ -135,26 +128,6 @@ def report(record: dict[str, Any]) -> None:
         )
     print(f"\ntwo streams, two threads: {record['two_streams_samples_per_second']:.0f} samples/s")
     print(f"compiling, once: {record['compile_seconds']:.1f} s")
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def commit() -> str | None:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -19,17 +19,13 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from audiomamba.files import replacing
 from audiomamba.layers.mamba import Mamba, initial_dt
+from audiomamba.provenance import provenance
 from audiomamba_kernels import causal_conv1d, lti_scan, selective_scan
 
 HERE = Path(__file__).parent
@@ -66,14 +63,7 @@ class Bench:
         self.label = ""
         self.peers = json.loads((HERE / "peers.json").read_text())
         self.record: dict[str, Any] = {
-            "device": platform.machine() if smoke else torch.cuda.get_device_name(),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "commit": commit(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "triton": importlib.metadata.version("triton"),
-            },
+            **provenance(self.device, packages=["triton"]),
             "backend": self.backend,
             "peer": self.peers["peer"],
             "peer_source": self.peers["source"],
@@ -358,19 +348,6 @@ def seconds(call: Call) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def commit() -> str | None:
-    """Return the commit in AUDIOMAMBA_COMMIT, which a copy of the tree may need, or git's."""
-    if os.environ.get("AUDIOMAMBA_COMMIT"):
-        return os.environ["AUDIOMAMBA_COMMIT"]
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def main() -> None:

@@ -16,19 +16,15 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 import traceback
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,6 +36,7 @@ from audiomamba.config import ModelConfig, Tier, unet
 from audiomamba.data.tokens import INDEX, TOKENS, TokenFile, write_index
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
+from audiomamba.provenance import provenance
 from audiomamba.train import train
 from audiomamba.train_config import TrainConfig
 
@@ -175,19 +172,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def commit() -> str | None:
-    """Return the commit in AUDIOMAMBA_COMMIT, which a copy of the tree may need, or git's."""
-    if os.environ.get("AUDIOMAMBA_COMMIT"):
-        return os.environ["AUDIOMAMBA_COMMIT"]
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=SETTINGS, metavar="SETTING", default=SETTINGS)
@@ -237,13 +221,9 @@ def main() -> None:
 
 def describe(device: str) -> dict[str, Any]:
     """Return what the results are of."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "triton", "lightning")}
     return {
-        "device": platform.machine() if device == "cpu" else torch.cuda.get_device_name(),
+        **provenance(device, packages=["triton", "lightning"]),
         "devices": world_size(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(),
-        "versions": {"python": platform.python_version(), **versions},
         "rows": [],
         "errors": {},
     }

@@ -4,6 +4,7 @@ r"""Induction heads: recall what followed a token, at 4096 times the length trai
     python recipes/induction_heads.py --preset mamba-s4     # time-invariant: not expected to
     python recipes/induction_heads.py --preset tiny         # on a CPU, half a minute
     python recipes/induction_heads.py --resume              # after an interruption
+    python recipes/induction_heads.py --smoke               # seconds: does everything work?
 
 A sequence is random but for one token, the trigger, which comes twice: somewhere, and at the end.
 The answer is the token that followed it the first time:

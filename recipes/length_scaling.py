@@ -3,13 +3,14 @@ r"""How the loss falls as clips grow longer, at a constant number of samples a s
     python recipes/length_scaling.py --data FOLDER --steps 20000                # hours on a GPU
     python recipes/length_scaling.py --data FOLDER --samples 8192 --lengths 1024 4096 \
         --models s4-mlp --steps 20 --out runs/try                               # on a CPU, a minute
+    python recipes/length_scaling.py --smoke          # tiny, without data: does everything work?
 
 FOLDER is as in recipes/youtubemix.py. Every model of --models is trained at every length of
 --lengths, with --samples / length clips a step on each device, and tested on whole clips. What is
 done is kept in OUT/results.json and not done again: the same command goes on where it was stopped,
 also in the middle of a run. OUT/length_scaling.png shows bits per sample against length, with the
 points of the Mamba paper (Gu & Dao 2023, arXiv 2312.00752, figure 7 and table 14), which are of
-other data.
+other data. `--smoke` trains every model small, at two lengths.
 
 The paper trains 200,000 steps at eight lengths; loss falls up to 479232 samples, half a minute.
 """
@@ -26,14 +27,24 @@ from typing import Any
 
 import torch
 
-from audiomamba import load
 from audiomamba.data.batches import check_length, long_enough
 from audiomamba.data.corpora import fetch_youtubemix
 from audiomamba.data.tokens import INDEX, TokenStore
-from audiomamba.evaluate import evaluate
 from audiomamba.files import replacing, sha256
 from audiomamba.flags import add_flags, from_flags
-from audiomamba.recipe import Recipe, Shape, with_data
+from audiomamba.recipe import (
+    RESULTS,
+    SMALL,
+    SMOKE,
+    Recipe,
+    Shape,
+    add_switches,
+    parse,
+    result,
+    with_data,
+    with_tones,
+    write_json,
+)
 from audiomamba.train_config import TrainConfig
 
 LENGTHS = (8192, 16384, 30720, 61440, 120832, 239616, 479232, 958464)
@@ -52,7 +63,7 @@ RECIPE = Recipe(
     presets=MODELS,
     train=TrainConfig(out="runs/length_scaling", validate_every=10**9),
     fetch=fetch_youtubemix,
-    corpus="youtubemix",
+    data="data/youtubemix",
 )
 
 
@@ -69,20 +80,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--test-seconds", type=float, help="audio that is tested; default is all of it"
     )
+    add_switches(parser)
     add_flags(parser, RECIPE.train)
-    flags = parser.parse_args(arguments)
+    flags = parse(parser, arguments, {**SMOKE, "lengths": [1024, 2048], "samples": 4096})
+    models = MODELS
+    if flags.smoke:
+        models = {name: dataclasses.replace(shape, **SMALL) for name, shape in MODELS.items()}
     if (flags.length, flags.batch) != (RECIPE.train.length, RECIPE.train.batch):
         parser.error("--length and --batch follow from --lengths and --samples; give those")
+    from audiomamba.train import train  # which sets lightning's level, before this does
+
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    from audiomamba.train import train
-
     try:
         base = from_flags(flags, RECIPE.train)
         out = Path(base.out)
-        base, store = with_data(RECIPE, base, MODELS[flags.models[0]].config())
+        recipe = with_tones(RECIPE, base.out) if flags.smoke else RECIPE
+        base, store = with_data(recipe, base, models[flags.models[0]].config())
         for length in flags.lengths:  # before hours of work
-            check_length(length, MODELS[flags.models[0]].config().period)
+            check_length(length, models[flags.models[0]].config().period)
             long_enough(store, "train", length)
         if not store.files("test"):
             raise ValueError(f"{store.directory} has no test clips")
@@ -94,34 +110,41 @@ def main(arguments: list[str] | None = None) -> None:
                     length=length,
                     batch=max(1, round(flags.samples / length)),
                 )
-                about = describe(name, one, store, flags.test_seconds)
+                about = describe(name, models[name], one, store, flags.test_seconds)
                 if any(about.items() <= result.items() for result in read(out)):
                     sys.stdout.write(f"{name} at {length} is done\n")
                     continue
-                if not run(train, about, one, store, out):
+                if not run(train, models[name], about, one, store, out, arguments):
                     return
                 draw(read(out), about, out / "length_scaling.png")
+        sys.stdout.write(f"results: {out.resolve()}\n")
     except (OSError, ValueError, FloatingPointError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
 def describe(
-    name: str, config: TrainConfig, store: TokenStore, test_seconds: float | None
+    name: str, shape: Shape, config: TrainConfig, store: TokenStore, test_seconds: float | None
 ) -> dict[str, Any]:
     """Return what makes a result this one: the model, how it is trained, and on what."""
     here = {"data", "out", "max_minutes", "accelerator", "log_every", "checkpoint_every", "wandb"}
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in here}
+    settings = {**vars(shape), **{k: v for k, v in vars(config).items() if k not in here}}
     settings = json.loads(json.dumps(settings))  # as they will be read again
     data = sha256(store.directory / INDEX)
     return {"model": name, "data": data, "test_seconds": test_seconds, **settings}
 
 
 def run(
-    train: Any, about: dict[str, Any], config: TrainConfig, store: TokenStore, out: Path
+    train: Any,
+    shape: Shape,
+    about: dict[str, Any],
+    config: TrainConfig,
+    store: TokenStore,
+    out: Path,
+    arguments: list[str] | None,
 ) -> bool:
     """Train one model at one length, test it, and add it to the results; False if stopped."""
     model = dataclasses.replace(
-        MODELS[about["model"]].config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
+        shape.config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
     )
     torch._dynamo.reset()  # it counts what it compiles, and stops at eight
     outcome = train(model, config, resume=True)
@@ -130,20 +153,16 @@ def run(
         return False
     if outcome.rank:
         return True
-    device = "cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu"
-    network = load(config.out, device).network
-    bits = evaluate(network, store, "test", seconds=about["test_seconds"])
+    found = result(outcome, config, store, arguments, test_seconds=about["test_seconds"])
     sys.stdout.write(f"{about['model']}, {config.batch} clips of {config.length} samples: ")
-    sys.stdout.write(f"test {bits:.4f} bits per sample\n")
-    scores = {"test_bits_per_sample": bits, "validation_bits_per_sample": outcome.bits_per_sample}
-    with replacing(out / "results.json") as part:
-        part.write_text(json.dumps([*read(out), about | scores], indent=2) + "\n", "utf-8")
+    sys.stdout.write(f"test {found['test_bits_per_sample']:.4f} bits per sample\n")
+    write_json(out / RESULTS, [*read(out), about | found])
     return True
 
 
 def read(out: Path) -> list[dict[str, Any]]:
     """Return the results so far."""
-    path = out / "results.json"
+    path = out / RESULTS
     results: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
     return results
 
@@ -153,7 +172,7 @@ def draw(results: list[dict[str, Any]], about: dict[str, Any], path: Path) -> No
 
     Of results that differ from `about` in model, length and batch alone.
     """
-    free = {"model", "length", "batch"}
+    free = {"model", "outer", "centre", "length", "batch"}
     same = {k: v for k, v in about.items() if k not in free}.items()
     results = [result for result in results if same <= result.items()]
     import matplotlib

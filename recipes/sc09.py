@@ -3,13 +3,15 @@ r"""Spoken digits, sample by sample: the SC09 experiment of the Mamba paper.
     python recipes/sc09.py                                                 # on a GPU
     python recipes/sc09.py --data FOLDER --out runs/try --preset tiny --steps 20 --batch 4
     python recipes/sc09.py --resume                                        # after an interruption
+    python recipes/sc09.py --smoke                       # tiny, without data: does everything work?
     audiomamba generate -m runs/sc09 --seconds 1 -n 10
 
 FOLDER is laid out as Speech Commands: a folder of clips for each word, validation_list.txt and
 testing_list.txt; only the ten digits are read. Without --data it is data/sc09, fetched if it is not
 there (2.4 GB). Clips shorter than a second end in silence, which is learnt, so that words end
-(--no-learn-silence leaves it out); scores are of the clips alone. A step of 16 clips
-takes 14 GB on a GPU and more than 22 on a CPU: ask for less there, as above.
+(--no-learn-silence leaves it out); scores are of the clips alone. A step of 16 clips takes 14 GB on
+a GPU and more than 22 on a CPU: ask for less there, as above. When the run ends, OUT/results.json
+says how it does on the test clips.
 
 The paper's numbers (Gu & Dao 2023, arXiv 2312.00752, appendix E.4.2, tables 4 and 5): 200,000 steps
 of 16 clips of a second, about a hundred times through the data; AdamW with betas 0.9 and 0.95 and
@@ -54,7 +56,7 @@ RECIPE = Recipe(
         out="runs/sc09", batch=16, length=16000, gradient_clip=0.1, learn_silence=True
     ),
     fetch=fetch_sc09,
-    corpus="sc09",
+    data="data/sc09",
     only=DIGITS,
 )
 

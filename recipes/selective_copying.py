@@ -4,6 +4,7 @@ r"""Selective copying: remember sixteen tokens strewn over noise, and say them i
     python recipes/selective_copying.py --preset s4         # time-invariant: not expected to
     python recipes/selective_copying.py --preset tiny       # on a CPU, a minute
     python recipes/selective_copying.py --resume            # after an interruption
+    python recipes/selective_copying.py --smoke             # seconds: does everything work?
 
 A sequence is noise (token 0) with data tokens at random places, then as many markers (the last
 token), at each of which one data token is to be said, in their order:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import logging
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from synthetic import Config, Draw, accuracy, train
 
 from audiomamba.files import replacing
 from audiomamba.flags import add_flags, from_flags
 from audiomamba.plot import figure_class
+from audiomamba.provenance import provenance
+from audiomamba.recipe import RESULTS, add_switches, as_words, parse, read_values, write_json
+
+# A smoke run: a few steps that come by everything, of any preset made small.
+SMOKE = {
+    "d_model": 16,
+    "n_heads": 2,
+    "length": 64,
+    "batch": 2,
+    "steps": 4,
+    "test_from": 64,
+    "test_to": 128,
+    "test_rows": 4,
+    "test_chunk": 50,
+    "validate_every": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "accelerator": "cpu",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +69,10 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
     first.add_argument(
         "--preset", choices=recipe.presets, default=default, help="defaults of all other flags"
     )
-    preset = first.parse_known_args(arguments)[0].preset
+    add_switches(first)
+    known = first.parse_known_args(arguments)[0]
+    values = as_words(read_values(first, known.config))
+    preset = first.parse_known_args([*values, *arguments])[0].preset
     parser = argparse.ArgumentParser(
         description=recipe.doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -65,7 +81,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     add_flags(parser, recipe.presets[preset])
-    flags = parser.parse_args(arguments)
+    flags = parse(parser, arguments, SMOKE)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -92,13 +108,9 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         tested.append({"length": length, "accuracy": score, "paper": paper, "seconds": seconds})
         known = "" if paper is None else f"{paper:.1f}"
         print(f"{length:>9} {score:>6.1f} {known:>6} {seconds:>8.1f}", flush=True)
-    cuda = device.type == "cuda"
     results = {
         "preset": preset,
-        "command": shlex.join(["python", sys.argv[0], *arguments]),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
-        "torch": torch.__version__,
+        **provenance(device, packages=["lightning"], arguments=arguments),
         "parameters": sum(p.numel() for p in network.parameters()),
         "steps": trainer.global_step,
         "validation": [{"step": step, "accuracy": 100 * score} for step, score in module.history],
@@ -106,9 +118,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         "config": dataclasses.asdict(config),
     }
     out = Path(config.out)
-    with replacing(out / "results.json") as part:
-        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {out / 'results.json'}")
+    write_json(out / RESULTS, results)
+    print(f"written: {out / RESULTS}")
     if importlib.util.find_spec("matplotlib") is not None:
         plot(results, out / "results.png")
     return results
@@ -136,13 +147,3 @@ def columns(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[Any
     """Return two columns of a table, where the second has a value."""
     kept = [row for row in rows if row[y] is not None]
     return [row[x] for row in kept], [row[y] for row in kept]
-
-
-def commit() -> str | None:
-    """Return the commit of this file's repository, None outside of one."""
-    if shutil.which("git") is None:
-        return None
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return (
-        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    )

@@ -49,7 +49,7 @@ def test_it_runs_tiny(
     monkeypatch.setenv("AUDIOMAMBA_COMMIT", "0123abc")
     code, record = run(benchmark, monkeypatch, tmp_path, "--recompute")
     assert (code, record["errors"], record["commit"]) == (0, {}, "0123abc")
-    assert set(record["versions"]) == {"python", "torch", "triton", "lightning"}
+    assert set(record["versions"]) == {"python", "torch", "audiomamba", "triton", "lightning"}
     assert [row["activation_checkpointing"] for row in record["rows"]] == [False, True]
     for row in record["rows"]:
         low, high = row["samples_per_s_range"]

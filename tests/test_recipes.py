@@ -1,7 +1,12 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +15,13 @@ import soundfile
 import torch
 
 from audiomamba import checkpoint
+from audiomamba.data.prepare import prepare
 from audiomamba.data.tokens import TokenStore
+from audiomamba.evaluate import evaluate
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.recipe import Shape, make_parser, parse
+from audiomamba.recipe import Shape, make_parser, parse, result
+from audiomamba.train import Outcome
+from audiomamba.train_config import TrainConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -106,45 +115,151 @@ def test_presets_of_the_papers_have_their_sizes(recipe):
 
 def test_a_file_of_flags_gives_way_to_flags(recipe, tmp_path):
     file = tmp_path / "flags.json"
-    file.write_text(json.dumps({"preset": "tiny", "batch": 3, "width": 24, "pools": [4, 4]}))
+    values = {"preset": "tiny", "batch": 3, "width": 24, "pools": [4, 4], "learning_rate": 1e-5}
+    values |= {"carry-state": True, "cuda_graph": False, "compile": None, "out": "-a b"}
+    file.write_text(json.dumps(values))
     parser = make_parser(recipe.RECIPE)
     flags = parse(parser, ["--config", str(file), "--batch", "5"])
     assert (flags.preset, flags.batch, flags.width, flags.pools) == ("tiny", 5, 24, [4, 4])
+    assert (flags.learning_rate, flags.out) == (1e-5, "-a b")
+    assert (flags.carry_state, flags.cuda_graph, flags.compile) == (True, False, None)
     assert flags.blocks is None
-    file.write_text(json.dumps({"bacth": 3}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bacth": 3}, "has 'bacth', which no file can set"),
+        ({"resume": True}, "has 'resume', which no file can set"),
+        ([3], "holds [3]; it must be an object of flags"),
+        ({"preset": "grand"}, "argument --preset: invalid choice: 'grand'"),
+        ({"batch": "many"}, "argument --batch: invalid int value: 'many'"),
+        ({"batch": 2.5}, "argument --batch: invalid int value: '2.5'"),
+        ({"batch": True}, "argument --batch: expected one argument"),
+        ({"betas": 0.9}, "argument --betas: expected 2 arguments"),
+        ({"carry_state": 1}, "carry-state: ignored explicit argument"),
+    ],
+)
+def test_a_file_of_flags_is_checked_as_flags_are(recipe, tmp_path, capsys, values, message):
+    file = tmp_path / "flags.json"
+    file.write_text(json.dumps(values))
     with pytest.raises(SystemExit):
         parse(make_parser(recipe.RECIPE), ["--config", str(file)])
+    said = capsys.readouterr().err
+    assert message in said
 
 
-def test_spoken_digits_of_any_length_are_fetched_and_learnt(tmp_path, monkeypatch, capsys):
-    """Words of other lengths than a row, and one that is no digit."""
-    sc09, random = load_recipe("sc09"), np.random.default_rng(0)
-
-    def fetch(folder):
-        for word in (*sc09.DIGITS, "marvin"):
-            (folder / word).mkdir(parents=True)
-            for i, samples in enumerate((1000, 300, 1024)):
-                noise = random.uniform(-0.5, 0.5, samples)
-                soundfile.write(folder / word / f"{i}.wav", noise, 16000)
-        (folder / "validation_list.txt").write_text("one/0.wav\n")
-        (folder / "testing_list.txt").write_text("two/1.wav\n")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sc09, "RECIPE", dataclasses.replace(sc09.RECIPE, fetch=fetch))
-    common = ["--preset", "tiny", "--accelerator", "cpu", "--batch", "3", "--blocks", "2"]
-    sc09.main([*common, "--length", "1024", "--steps", "2"])
-    assert "fetching the recordings into data/sc09" in capsys.readouterr().err
-    store = TokenStore("runs/sc09/data")
-    assert [len(store.files(split)) for split in ("train", "validation", "test")] == [28, 1, 1]
-    config = checkpoint.load("runs/sc09").config
-    assert (config.d_model, config.tiers[0].n_layers, config.tiers[0].mixer) == (16, 2, "s6")
+def test_flags_win_over_a_file_and_a_file_over_a_smoke_run(recipe, tmp_path):
+    file = tmp_path / "flags.json"
+    file.write_text(json.dumps({"steps": 7, "batch": 7, "preset": "s4-mlp"}))
+    smoke = {"steps": 1, "batch": 1, "length": 1}
+    arguments = ["--smoke", "--config", str(file), "--batch", "9", "--out", "here"]
+    flags = parse(make_parser(recipe.RECIPE), arguments, smoke)
+    assert (flags.preset, flags.length, flags.steps, flags.batch) == ("s4-mlp", 1, 7, 9)
+    assert flags.out == "here"
 
 
-def test_a_sweep_over_lengths_goes_on_where_it_was(audio, tmp_path, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("youtubemix", ["--width", "8"]),
+        ("sc09", ["--preset", "s4-mha"]),
+        ("length_scaling", ["--models", "mamba-complex", "s4-mlp"]),
+        ("selective_copying", ["--batch", "3"]),
+        ("induction_heads", ["--preset", "attention"]),
+    ],
+)
+def test_a_smoke_run_tries_everything(name, flags, tmp_path):
+    """In a new folder, and without a trace elsewhere."""
+    temporary, here = tmp_path / "temporary", tmp_path / "here"
+    temporary.mkdir()
+    here.mkdir()
+    roots = [str(RECIPES.parent), str(RECIPES.parent / "kernels"), os.environ.get("PYTHONPATH", "")]
+    env = {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(filter(None, roots))}
+    done = subprocess.run(
+        [sys.executable, str(RECIPES / f"{name}.py"), "--smoke", *flags],
+        env=os.environ | env | {"AUDIOMAMBA_COMMIT": "0123abc"},
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(here.iterdir())
+    (out,) = temporary.glob("smoke-*")
+    results = json.loads((out / "results.json").read_text())
+    for one in results if isinstance(results, list) else [results]:
+        assert one["command"].endswith(shlex.join([f"{name}.py", "--smoke", *flags]))
+        assert (one["commit"], one["steps"]) == ("0123abc", 4)
+        assert one["parameters"] < 1e6
+        assert one["device"]
+        assert "lightning" in one["versions"]
+    if name == "length_scaling":
+        tried = [(r["model"], r["length"], r["batch"], r["samples"]) for r in results]
+        assert tried == [
+            ("mamba-complex", 1024, 4, 4 * 4096),
+            ("s4-mlp", 1024, 4, 4 * 4096),
+            ("mamba-complex", 2048, 2, 4 * 4096),
+            ("s4-mlp", 2048, 2, 4 * 4096),
+        ]
+    elif name in ("youtubemix", "sc09"):
+        assert results["samples"] == 4 * 2 * 1024
+        assert list((out / "listen").glob("*.wav"))
+    picture = {"length_scaling": "length_scaling.png"}.get(name, "results.png")
+    assert (out / picture).exists() == (name not in ("youtubemix", "sc09"))
+
+
+def test_results_are_of_the_averaged_model_on_all_test_clips(recipe, audio, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--smoke", "--data", str(audio), "--out", str(out), "--seed", "3"]
+    recipe.main([*arguments, "--max-minutes", "1e-9"])
+    assert not (out / "results.json").exists()
+    recipe.main([*arguments, "--resume"])
+    results = json.loads((out / "results.json").read_text())
+    network, store = checkpoint.load(out), TokenStore(out / "data")
+    assert results["test_bits_per_sample"] == pytest.approx(evaluate(network, store), abs=1e-6)
+    trained = json.loads((out / "config.json").read_text())["training"]
+    assert results["validation_bits_per_sample"] == trained["validation_bits_per_sample"]
+    assert results["parameters"] == sum(p.numel() for p in network.parameters())
+    assert (results["preset"], results["seed"], results["steps"]) == ("piano", 3, 4)
+    assert results["samples"] == 4 * 2 * 1024
+
+
+def test_results_need_no_test_clips(recipe, audio, tmp_path):
+    shutil.rmtree(audio / "test")
+    recipe.main(["--smoke", "--data", str(audio), "--out", str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["test_bits_per_sample"] is None
+    assert results["validation_bits_per_sample"] > 0
+
+
+def test_only_the_first_process_writes_results(recipe, tmp_path, monkeypatch, capsys):
+    def second(*arguments, **options):
+        return Outcome(
+            step=4, bits_per_sample=8.0, best_bits_per_sample=8.0, stopped=None, rank=1, processes=2
+        )
+
+    monkeypatch.setattr("audiomamba.train.train", second)
+    recipe.main(["--smoke", "--out", str(tmp_path)])
+    assert not (tmp_path / "results.json").exists()
+    assert not capsys.readouterr().out
+
+
+def test_samples_are_those_of_all_processes(recipe, audio, tmp_path):
+    store = prepare(audio, tmp_path / "tokens")
+    network = WaveformModel(Shape(width=8, blocks=1).config())
+    checkpoint.save(tmp_path / "run", network.config, network.state_dict())
+    config = TrainConfig(out=str(tmp_path / "run"), batch=2, length=256)
+    outcome = Outcome(
+        step=5, bits_per_sample=8.0, best_bits_per_sample=8.0, stopped=None, processes=3
+    )
+    assert result(outcome, config, store, [])["samples"] == 5 * 2 * 256 * 3
+
+
+def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys):
     sweep, out = load_recipe("length_scaling"), tmp_path / "sweep"
-    common = ["--data", str(audio), "--out", str(out), "--accelerator", "cpu", "--samples", "4096"]
-    common += ["--models", "s4-mlp", "--steps", "2", "--test-seconds", "0.5"]
-    sweep.MODELS["s4-mlp"] = Shape(width=16, blocks=1, pools=(8, 8), outer="s4", centre="s4")
+    common = ["--smoke", "--out", str(out), "--models", "s4-mlp", "--listen-every", "0"]
     sweep.main([*common, "--lengths", "1024", "--max-minutes", "1e-9"])
     assert "the same command goes on" in capsys.readouterr().out
     sweep.main([*common, "--lengths", "1024"])
@@ -153,6 +268,20 @@ def test_a_sweep_over_lengths_goes_on_where_it_was(audio, tmp_path, capsys):
     results = json.loads((out / "results.json").read_text())
     assert [(r["length"], r["batch"]) for r in results] == [(1024, 4), (2048, 2)]
     assert (out / "length_scaling.png").stat().st_size > 10_000
+
+
+def test_a_sweep_reads_a_file_of_flags(tmp_path, monkeypatch, capsys):
+    sweep, file = load_recipe("length_scaling"), tmp_path / "flags.json"
+    monkeypatch.chdir(tmp_path)
+    for values, message in (
+        ({"models": ["rnn"]}, "argument --models: invalid choice: 'rnn'"),
+        ({"batch": 3}, "--length and --batch follow from --lengths and --samples"),
+        ({"lengths": [1000], "data": "nowhere"}, "there is no folder nowhere"),
+    ):
+        file.write_text(json.dumps(values))
+        with pytest.raises(SystemExit) as stopped:
+            sweep.main(["--config", str(file)])
+        assert message in capsys.readouterr().err + str(stopped.value.code)
 
 
 def test_every_field_has_a_flag_with_help(recipe, capsys):

@@ -194,6 +194,17 @@ def test_another_run_is_neither_overwritten_nor_resumed(tmp_path):
         run("selective_copying", "--resume", out=tmp_path)
 
 
+def test_a_file_of_flags_may_name_the_preset(tmp_path):
+    file = tmp_path / "flags.json"
+    file.write_text(json.dumps({"preset": "s4", "weight_decay": 0.5, "seed": 1}))
+    results = run("induction_heads", "--config", str(file), "--seed", "2", out=tmp_path / "run")
+    c = results["config"]
+    assert (results["preset"], c["mixer"], c["weight_decay"], c["seed"]) == ("s4", "s4", 0.5, 2)
+    file.write_text(json.dumps({"preset": "s5"}))
+    with pytest.raises(SystemExit):
+        run("induction_heads", "--config", str(file), out=tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_unsaved(tmp_path):
     with pytest.raises(SystemExit, match="no longer finite at step 2; start again with a lower"):
         run("induction_heads", out=tmp_path, **{"learning-rate": 1e30, "gradient-clip": 0})
