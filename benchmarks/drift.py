@@ -153,7 +153,7 @@ def report(record: dict[str, Any]) -> None:
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Draw level, flatness and the strongest tone's share over time, and faults in red."""
+    """Draw level, flatness and the strongest tone's share over time, and shade faults."""
     figure = figure_class()(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(3, sharex=True)
     limits = record["limits"]
@@ -173,25 +173,18 @@ def plot(record: dict[str, Any], path: Path) -> None:
         for row in record["generated"]:
             values = np.array(row[name], float)
             seconds = (np.arange(len(values)) + 0.5) * row["window_seconds"]
-            axes.plot(
-                seconds,
-                values,
-                linewidth=1,
-                marker=".",
-                markersize=2,
-                label=f"generated, {row['index']}",
-            )
+            (line,) = axes.plot(seconds, values, linewidth=1, label=f"generated, {row['index']}")
             for fault in row["faults"]:
-                axes.axvspan(fault["start"], fault["stop"], color="red", alpha=0.15, linewidth=0)
+                axes.axvspan(fault["start"], fault["stop"], color=line.get_color(), alpha=0.2)
         axes.set(ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     panels[1].set_yscale("log")
     panels[0].set_title(
         f"{record['model']}, temperature {record['temperature']:g}, seed {record['seed']}; "
-        "windows of a second, faults in red"
+        "faults shaded"
     )
-    panels[-1].set(xlabel="seconds", xlim=(0, None))
+    panels[-1].set(xlabel="seconds", xlim=(0, seconds[-1]))
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=100)
 
