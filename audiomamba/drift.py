@@ -5,9 +5,9 @@ limits for some seconds is a fault. The limits stand clear of ten minutes of rea
 clips of the shipped model, through its mu-law tokens), where
 
 - the flatness of a window is 0.0009 in the median and 0.058 at most, while white noise has 0.56,
-  pink noise about 0.16, and the shipped model at temperature 1.05 up to 0.28 in its first 90 s;
+  pink noise 0.14, and the shipped model at temperature 1.05 up to 0.28 in its first 90 s;
 - the level is -33 to -17 dBFS (5th to 95th percentile), and below -60 for one second on end;
-- one tone is the strongest, with 0.3 of the power, for three seconds at most.
+- one tone is the strongest, with 0.3 of the power, for five seconds at most.
 
 `benchmarks/drift.py --data TOKENS` measures recordings and models so. Noise that falls by much more
 than 3 dB an octave is as little flat as music, and is not found; nor is a tone held softly below
