@@ -31,6 +31,7 @@ ORDER = [
     {
         "audiomamba.checkpoint",
         "audiomamba.data",
+        "audiomamba.drift",
         "audiomamba.output",
         "audiomamba.plot",
     },
