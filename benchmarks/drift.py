@@ -14,23 +14,21 @@ import argparse
 import dataclasses
 import json
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from train import TINY, describe
 
 import audiomamba
 from audiomamba.audiomodel import AudioModel, count_samples
+from audiomamba.config import Tier, unet
 from audiomamba.data.tokens import TokenStore
 from audiomamba.drift import LIMITS, Curves, faults, measure
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.plot import figure_class
+from audiomamba.provenance import provenance
 
 HERE = Path(__file__).parent
 LABELS = {"level": "level, dBFS", "flatness": "flatness", "share": "strongest tone's share"}
@@ -50,16 +48,14 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.smoke:
         torch.manual_seed(0)
+        tiny = unet(8, 1, (4, 4), Tier(mixer="lti", d_state=4), Tier(d_state=4))
         flags.seconds, flags.num = 2.0, 1
-        model = AudioModel(WaveformModel(TINY), name="smoke")
+        model = AudioModel(WaveformModel(tiny), name="smoke")
     else:
         model = audiomamba.load(flags.model, device=flags.device)
 
-    record: dict[str, Any] = describe(model.device.type)
-    del record["rows"], record["errors"]
-    record["versions"] |= {"audiomamba": audiomamba.__version__, "numba": numba.__version__}
-    record |= {
-        "command": shlex.join(["python", "benchmarks/drift.py", *sys.argv[1:]]),
+    record: dict[str, Any] = {
+        **provenance(model.device, packages=["numba"]),
         "model": model.name,
         "weights_sha256": model.weights_sha256,
         "engine": model.engine,
