@@ -4,8 +4,8 @@ Each window of a second gets a level, a spectral flatness and its strongest tone
 limits for some seconds is a fault. The limits stand clear of ten minutes of real piano (the test
 clips of the shipped model, through its mu-law tokens), where
 
-- the flatness of a window is 0.0009 in the median and 0.058 at most, while white noise has 0.56,
-  pink noise 0.14, and the shipped model at temperature 1.05 up to 0.28 in its first 90 s;
+- the flatness of a window is 0.0009 in the median and 0.058 at most, while white noise has 0.56
+  and pink noise 0.14;
 - the level is -33 to -17 dBFS (5th to 95th percentile), and below -60 for one second on end;
 - one tone is the strongest, with 0.3 of the power, for five seconds at most.
 

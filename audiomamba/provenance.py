@@ -46,20 +46,20 @@ def provenance(
 def commit() -> str | None:
     """Return the commit of this file's repository, with "-dirty" if the files are not those of it.
 
-    AUDIOMAMBA_COMMIT, where it is set, is it: a copy of the tree has no repository. Without either
-    it is None; a repository further up, such as one that holds a virtual environment, is another's.
+    A copy of the tree has no repository; there it is what AUDIOMAMBA_COMMIT says, or None. A
+    repository further up, such as one that holds a virtual environment, is another's.
     """
-    if os.environ.get("AUDIOMAMBA_COMMIT"):
-        return os.environ["AUDIOMAMBA_COMMIT"]
     if not (ROOT / ".git").exists():
-        return None
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    command += ["--exclude=*"]  # the commit also where it has a tag
+        return os.environ.get("AUDIOMAMBA_COMMIT") or None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def device_name(device: str | torch.device) -> str:

@@ -26,7 +26,7 @@ from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.evaluate import evaluate
 from audiomamba.files import replacing
 from audiomamba.flags import add_flags, from_flags
-from audiomamba.provenance import provenance
+from audiomamba.provenance import device_name, provenance
 from audiomamba.train_config import TrainConfig
 from audiomamba.train_folder import DATA, check_folder
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from audiomamba.train import Outcome
 
 RESULTS = "results.json"
+PLACES = ("data", "out", "wandb")  # of a run; they say nothing elsewhere
 SOURCE = "source.txt"  # of which folder the tokens of a run are
 
 # A smoke run: a few steps that come by everything, of any preset made small.
@@ -45,6 +46,7 @@ SMOKE = {
     "listen_every": 2,
     "listen_seconds": 0.1,
     "accelerator": "cpu",
+    "devices": "1",
 }
 SMALL = {"width": 16, "blocks": 1}
 
@@ -132,6 +134,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
         whole = dataclasses.replace(
             model.config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
         )
+        # Before hours in which the files may change.
+        made = provenance(packages=["lightning", "triton"], arguments=arguments)
         outcome = train(whole, config, resume=flags.resume)
         if outcome.rank:
             return
@@ -140,7 +144,10 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
             said += f", validation {outcome.bits_per_sample:.4f} bits per sample"
         sys.stdout.write(f"{said}\n")
         if not outcome.stopped:
-            results = {"preset": flags.preset, **result(outcome, config, store, arguments)}
+            if store.files("test"):
+                sys.stderr.write("testing\n")
+            found = result(made, outcome, config, store, test_seconds=config.validation_seconds)
+            results = {"preset": flags.preset, **found}
             write_json(Path(config.out) / RESULTS, results)
             if results["test_bits_per_sample"] is not None:
                 sys.stdout.write(f"test {results['test_bits_per_sample']:.4f} bits per sample\n")
@@ -149,8 +156,13 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; go on: the same command with --resume\n")
     sys.stdout.write(f"listen: audiomamba generate -m {Path(config.out).resolve()}\n")
+    exit_as_stopped(outcome)
+
+
+def exit_as_stopped(outcome: Outcome) -> None:
+    """Exit with the status that a shell gives to a signal, if one has stopped the run."""
     if outcome.stopped is not None and outcome.stopped in signal.Signals.__members__:
-        raise SystemExit(128 + signal.Signals[outcome.stopped])  # as a shell has it
+        raise SystemExit(128 + signal.Signals[outcome.stopped])
 
 
 def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
@@ -179,7 +191,8 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="try everything, tiny, on the CPU, without data, in a new folder; flags win",
+        help="try the recipe, tiny, on the CPU, without data, in a new folder; flags win, what a "
+        "file says of length, steps, batch and place does not",
     )
 
 
@@ -193,23 +206,27 @@ def parse(
     Args:
         parser: With the flags of `add_switches`.
         arguments: None takes those of the process.
-        smoke: The defaults of a smoke run, whose --out is a new temporary folder.
+        smoke: What a smoke run has where no flag says else, whatever the file says; its --out is
+            a new temporary folder.
 
     Raises:
         SystemExit: If the file cannot be read, or holds what is no flag.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     flags = parser.parse_args(arguments)
-    if flags.smoke:
-        parser.set_defaults(**smoke or {}, out=None)
+    small = {**(smoke or {}), "out": None} if flags.smoke else {}
+    parser.set_defaults(**small)
     values = read_values(parser, flags.config)
     unknown = sorted(values.keys() - (vars(flags).keys() - {"config", "resume", "smoke"}))
     if unknown:
         parser.error(
             f"--config {flags.config} has {unknown[0]!r}, which no file can set; see --help"
         )
+    values = {name: value for name, value in values.items() if name not in small}
     flags = parser.parse_args([*as_words(values), *arguments])
     if flags.out is None:
+        if flags.devices not in ("1", "auto"):
+            parser.error("--smoke on several devices needs --out, a folder that they share")
         flags.out = tempfile.mkdtemp(prefix="smoke-")
     return flags
 
@@ -249,34 +266,38 @@ def as_words(values: Mapping[str, Any]) -> list[str]:
 
 
 def result(
+    made: Mapping[str, Any],
     outcome: Outcome,
     config: TrainConfig,
     store: TokenStore,
-    arguments: list[str] | None = None,
     *,
     test_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Return what came of a run that has ended, and what made it; for its first process.
 
-    The model is the averaged one, as it is in the run's folder. Samples are those that all
-    processes read, padding included. Where there is no test split its bits per sample are None.
+    The model is the averaged one, as it is in the run's folder. Where there is no test split its
+    bits per sample are None.
 
     Args:
+        made: The `provenance` of when the run, or its last leg, was started.
         outcome: How the run ended.
         config: Of the run.
         store: Its tokens.
-        arguments: Of the command; None takes those of the process.
         test_seconds: Audio that is tested, as in `evaluate`; None is all.
     """
     network = checkpoint.load(config.out).to(outcome.device)
     tested = bool(store.files("test"))
     return {
-        **provenance(outcome.device, packages=["lightning", "triton"], arguments=arguments),
+        **made,
+        "device": device_name(outcome.device),
+        "processes": outcome.processes,
+        "training": {k: v for k, v in dataclasses.asdict(config).items() if k not in PLACES},
         "seed": config.seed,
         "steps": outcome.step,
-        "samples": outcome.step * config.batch * config.length * outcome.processes,
+        "samples": outcome.samples,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "validation_bits_per_sample": outcome.bits_per_sample,
+        "test_seconds": test_seconds,
         "test_bits_per_sample": (
             evaluate(network, store, "test", seconds=test_seconds) if tested else None
         ),

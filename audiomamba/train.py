@@ -45,6 +45,7 @@ class Outcome:
         rank: Which of the run's processes this is, from 0.
         processes: Their number.
         device: That of this one.
+        samples: That the run has learnt from, in all processes.
     """
 
     step: int
@@ -54,13 +55,14 @@ class Outcome:
     rank: int = 0
     processes: int = 1
     device: str = "cpu"
+    samples: int = 0
 
 
 def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> Outcome:
     """Train a model, or go on with its training.
 
-    Ctrl-C, SIGTERM and SIGUSR1 stop after the step at hand, with a checkpoint. A job that SLURM has
-    requeued resumes by itself.
+    Ctrl-C, SIGTERM and SIGUSR1 stop after the step at hand, with a checkpoint. A job that SLURM
+    starts again, with the same command, goes on with its run.
 
     Args:
         model: What to train.
@@ -136,6 +138,7 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         stopped=module.stopped,
         rank=trainer.global_rank,
         processes=trainer.world_size,
+        samples=module.samples,
         device=str(trainer.strategy.root_device),
     )
 

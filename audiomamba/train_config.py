@@ -42,7 +42,8 @@ class TrainConfig:
         compile: Compile the network with torch.compile; None does so on CUDA.
         activation_checkpointing: Compute each block again in the backward pass instead of keeping
             what it computed: less memory, more time, the same gradients.
-        cuda_graph: Replay forward and backward as one recorded graph, on CUDA devices.
+        cuda_graph: Replay forward and backward as one recorded graph, on CUDA devices; None does so
+            in a single process.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
         devices: Number of devices a node, or auto.
@@ -76,7 +77,7 @@ class TrainConfig:
     wandb: str = ""
     compile: bool | None = None
     activation_checkpointing: bool = False
-    cuda_graph: bool = True
+    cuda_graph: bool | None = None
     max_minutes: float | None = None
     accelerator: str = "auto"
     devices: str = "auto"

@@ -8,7 +8,7 @@ It holds
     last.ckpt                        everything needed to go on as if nothing had happened
     listen/step_N.wav, .png          a sample of the averaged weights, and its picture
     logs/version_N/metrics.csv       one for each time the run was started; its samples_per_second
-                                     are of all processes, and without the padding of short clips
+                                     are of all processes, and without what is not learnt
     data/                            tokens, where a recipe has prepared them
     results.json                     where a recipe has ended: bits per sample, and what made them
 """
@@ -47,7 +47,7 @@ def check_folder(out: Path, *, resume: bool) -> None:
         raise FileExistsError(f"{out} is a file; give another --out")
     if (out / RUN).exists() or (out / LAST).exists():
         begun = (out / LAST).exists() or (out / WEIGHTS).exists()
-        if begun and not (resume or requeued()):
+        if begun and not (resume or requeued(out)):
             raise FileExistsError(
                 f"{out} holds a run; go on with it by --resume, or give another --out"
             )
@@ -60,9 +60,12 @@ def check_folder(out: Path, *, resume: bool) -> None:
         )
 
 
-def requeued() -> bool:
-    """Return whether SLURM has started this job before."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+def requeued(out: Path) -> bool:
+    """Return whether the run in a folder is that of this SLURM job, which was started before."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not (out / RUN).exists():
+        return False
+    job = json.loads((out / RUN).read_text()).get("slurm_job")
+    return job is not None and job == os.environ.get("SLURM_JOB_ID")
 
 
 def begin(out: Path, model: ModelConfig, config: TrainConfig) -> str:
@@ -77,7 +80,12 @@ def begin(out: Path, model: ModelConfig, config: TrainConfig) -> str:
             part.unlink(missing_ok=True)
     record = out / RUN
     name = json.loads(record.read_text())["id"] if record.exists() else secrets.token_hex(4)
-    values = {"id": name, "model": model.to_dict(), "train": dataclasses.asdict(config)}
+    values = {
+        "id": name,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "model": model.to_dict(),
+        "train": dataclasses.asdict(config),
+    }
     with replacing(record) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")
     return str(name)

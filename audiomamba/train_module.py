@@ -152,7 +152,8 @@ class Training(pl.LightningModule):
             recompute_blocks(objective)
         if cuda if c.compile is None else c.compile:
             compile_blocks(objective)
-        if cuda and c.cuda_graph:
+        alone = self.trainer.world_size == 1
+        if cuda and (alone if c.cuda_graph is None else c.cuda_graph):
             # DDP has wrapped this module by now, and that is well: recording computes gradients
             # without accumulating them, so that DDP's hooks stay still; a replay accumulates, and
             # DDP sends the gradients when the graph has run. It wraps on a stream of its own; were
@@ -250,8 +251,11 @@ class Training(pl.LightningModule):
         saved = checkpoint.get("audiomamba")
         if saved is None:
             raise ValueError(f"{self.config.out}/{LAST} is no checkpoint of audiomamba")
-        check_same_run(saved["run"], self._run(), self.config.out)
-        self.samples = saved.get("samples", 0)  # checkpoints did not always have it
+        then = {"learn_silence": False, **saved["run"]}  # before there was the choice
+        check_same_run(then, self._run(), self.config.out)
+        c, steps = self.config, checkpoint["global_step"]
+        read = steps * c.batch * c.length * self.trainer.world_size
+        self.samples = saved.get("samples", read)  # which checkpoints did not always have
         self.best, self.bits, self.validated = (saved[k] for k in ("best", "bits", "validated"))
         if saved["carried"]:
             rows = iter([leaf[self.global_rank] for leaf in saved["carried"]])

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, help="default: the model's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, metavar="TOKENS", help="recordings to compare with")
-    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="FOLDER")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: results, a temporary one for --smoke"
+    )
     parser.add_argument("--smoke", action="store_true", help="two seconds of a tiny random model")
     flags = parser.parse_args()
     if flags.smoke:
@@ -79,11 +82,12 @@ def main() -> None:
     record["generated"].sort(key=lambda row: row["index"])
     report(record)
 
-    flags.out.mkdir(parents=True, exist_ok=True)
+    out = flags.out or (Path(tempfile.mkdtemp()) if flags.smoke else HERE / "results")
+    out.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "_", Path(model.name).name.lower())
-    with replacing(flags.out / f"drift_{slug}.json") as part:
+    with replacing(out / f"drift_{slug}.json") as part:
         part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    plot(record, flags.out / f"drift_{slug}.png")
+    plot(record, out / f"drift_{slug}.png")
 
 
 def measure_recordings(store: TokenStore) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from audiomamba.data.corpora import fetch_youtubemix
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.files import replacing, sha256
 from audiomamba.flags import add_flags, from_flags
+from audiomamba.provenance import provenance
 from audiomamba.recipe import (
     RESULTS,
     SMALL,
@@ -39,6 +40,7 @@ from audiomamba.recipe import (
     Recipe,
     Shape,
     add_switches,
+    exit_as_stopped,
     parse,
     result,
     with_data,
@@ -147,15 +149,18 @@ def run(
         shape.config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
     )
     torch._dynamo.reset()  # it counts what it compiles, and stops at eight
+    made = provenance(packages=["lightning", "triton"], arguments=arguments)
     outcome = train(model, config, resume=True)
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; the same command goes on\n")
+        exit_as_stopped(outcome)
         return False
     if outcome.rank:
         return True
-    found = result(outcome, config, store, arguments, test_seconds=about["test_seconds"])
+    found = result(made, outcome, config, store, test_seconds=about["test_seconds"])
     sys.stdout.write(f"{about['model']}, {config.batch} clips of {config.length} samples: ")
     sys.stdout.write(f"test {found['test_bits_per_sample']:.4f} bits per sample\n")
+    del found["training"]  # it is in `about`
     write_json(out / RESULTS, [*read(out), about | found])
     return True
 

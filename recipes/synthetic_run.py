@@ -19,7 +19,7 @@ from synthetic import Config, Draw, accuracy, train
 from audiomamba.files import replacing
 from audiomamba.flags import add_flags, from_flags
 from audiomamba.plot import figure_class
-from audiomamba.provenance import provenance
+from audiomamba.provenance import device_name, provenance
 from audiomamba.recipe import RESULTS, add_switches, as_words, parse, read_values, write_json
 
 # A smoke run: a few steps that come by everything, of any preset made small.
@@ -86,6 +86,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         config = from_flags(flags, recipe.presets[preset])
+        made = provenance(packages=["lightning"], arguments=arguments)  # before files may change
         module, trainer = train(config, recipe.draw, resume=flags.resume)
     except (OSError, ValueError, FloatingPointError, MisconfigurationException) as error:
         raise SystemExit(f"error: {error}") from None
@@ -110,7 +111,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         print(f"{length:>9} {score:>6.1f} {known:>6} {seconds:>8.1f}", flush=True)
     results = {
         "preset": preset,
-        **provenance(device, packages=["lightning"], arguments=arguments),
+        **made,
+        "device": device_name(device),
         "parameters": sum(p.numel() for p in network.parameters()),
         "steps": trainer.global_step,
         "validation": [{"step": step, "accuracy": 100 * score} for step, score in module.history],

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from audiomamba.provenance import commit
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PEERS = json.loads((FOLDER / "peers.json").read_text())
 
@@ -46,9 +48,8 @@ def run(
 def test_it_runs_tiny(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AUDIOMAMBA_COMMIT", "0123abc")
     code, record = run(benchmark, monkeypatch, tmp_path, "--recompute")
-    assert (code, record["errors"], record["commit"]) == (0, {}, "0123abc")
+    assert (code, record["errors"], record["commit"]) == (0, {}, commit())
     assert set(record["versions"]) == {"python", "torch", "audiomamba", "triton", "lightning"}
     assert [row["activation_checkpointing"] for row in record["rows"]] == [False, True]
     for row in record["rows"]:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -180,16 +179,14 @@ def test_what_cannot_be_measured_is_refused(wave: np.ndarray, rate: int, words: 
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """benchmarks/drift.py as a module, beside the one it imports."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+def benchmark() -> ModuleType:
+    """benchmarks/drift.py as a module."""
     spec = importlib.util.spec_from_file_location("benchmark_drift", FOLDER / "drift.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("train", None)
+    return module
 
 
 @pytest.mark.slow

@@ -34,6 +34,9 @@ def test_the_commit_is_that_of_the_files(root, monkeypatch):
     assert provenance.commit() == head
     (root / "a").write_text("2")
     assert provenance.commit() == f"{head}-dirty"
+    (root / "a").write_text("1")
+    (root / "b").write_text("1")
+    assert provenance.commit() == f"{head}-dirty"
     (root / "site-packages").mkdir()
     monkeypatch.setattr(provenance, "ROOT", root / "site-packages")
     assert provenance.commit() is None

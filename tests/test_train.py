@@ -447,6 +447,18 @@ def test_config_refuses_values_out_of_range(field, value):
         TrainConfig(**{field: value})
 
 
+def test_a_checkpoint_of_before_there_were_these_settings_goes_on(data, tmp_path):
+    c = config(data, tmp_path)
+    train(MODEL, dataclasses.replace(c, max_minutes=1e-9))
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    del saved["audiomamba"]["run"]["learn_silence"], saved["audiomamba"]["samples"]
+    torch.save(saved, tmp_path / LAST)
+    with pytest.raises(ValueError, match="has learn_silence False, and this one has True"):
+        train(MODEL, dataclasses.replace(c, learn_silence=True), resume=True)
+    outcome = train(MODEL, c, resume=True)
+    assert (outcome.step, outcome.samples) == (c.steps, c.steps * c.batch * c.length)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
 def test_a_job_that_slurm_requeues_goes_on(data, tmp_path, monkeypatch):
     """SLURM sends SIGUSR1 before the time is over, and starts the same command again."""
@@ -469,6 +481,10 @@ def test_a_job_that_slurm_requeues_goes_on(data, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="holds a run"):
         train(MODEL, c)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job
+    with pytest.raises(FileExistsError, match="holds a run"):
+        train(MODEL, c)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     outcome = train(MODEL, c)
     assert (outcome.step, outcome.stopped) == (8, None)
 

@@ -5,8 +5,8 @@ Every batch is a dictionary:
     tokens  (batch, length + 1), uint8 (uint16 above 8 bits): column 0 is the sample before the
             row's first, so that tokens[:, :-1] predict tokens[:, 1:]; before and after a clip is
             silence.
-    samples (batch,) int64: how many samples of the row are of its clip; the rest are not to be
-            learnt.
+    samples (batch,) int64: how many samples of the row are of its clip; the rest is silence, which
+            is learnt only if a run asks for it.
     first   (batch,) bool: the row does not go on from the same row of the step before, so its state
             starts from zero.
 """
