@@ -8,7 +8,6 @@ import json
 import logging
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from audiomamba.data.batches import check_length
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.evaluate import evaluate
 from audiomamba.files import replacing
-from audiomamba.flags import add_flags, from_flags
+from audiomamba.flags import add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
 from audiomamba.train_config import TrainConfig
 from audiomamba.train_folder import DATA, check_folder
@@ -181,88 +180,6 @@ def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
     add_flags(parser.add_argument_group("model, where it differs from the preset"), shape)
     parser.set_defaults(**dict.fromkeys(vars(shape)))
     return parser
-
-
-def add_switches(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that all recipes have and `parse` heeds."""
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help='JSON of flags: {"batch": 8}; flags win'
-    )
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="try the recipe, tiny, on the CPU, without data, in a new folder; flags win, what a "
-        "file says of length, steps, batch and place does not",
-    )
-
-
-def parse(
-    parser: argparse.ArgumentParser,
-    arguments: list[str] | None = None,
-    smoke: Mapping[str, Any] | None = None,
-) -> argparse.Namespace:
-    """Parse flags over those of the file that --config names.
-
-    Args:
-        parser: With the flags of `add_switches`.
-        arguments: None takes those of the process.
-        smoke: What a smoke run has where no flag says else, whatever the file says; its --out is
-            a new temporary folder.
-
-    Raises:
-        SystemExit: If the file cannot be read, or holds what is no flag.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    flags = parser.parse_args(arguments)
-    small = {**(smoke or {}), "out": None} if flags.smoke else {}
-    parser.set_defaults(**small)
-    values = read_values(parser, flags.config)
-    unknown = sorted(values.keys() - (vars(flags).keys() - {"config", "resume", "smoke"}))
-    if unknown:
-        parser.error(
-            f"--config {flags.config} has {unknown[0]!r}, which no file can set; see --help"
-        )
-    values = {name: value for name, value in values.items() if name not in small}
-    flags = parser.parse_args([*as_words(values), *arguments])
-    if flags.out is None:
-        if flags.devices not in ("1", "auto"):
-            parser.error("--smoke on several devices needs --out, a folder that they share")
-        flags.out = tempfile.mkdtemp(prefix="smoke-")
-    return flags
-
-
-def read_values(parser: argparse.ArgumentParser, file: Path | None) -> dict[str, Any]:
-    """Return the values of flags in a JSON file, none without a file.
-
-    Raises:
-        SystemExit: If the file cannot be read, or holds something else.
-    """
-    if file is None:
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        parser.error(f"--config {file}: {error}")
-    if not isinstance(values, dict):
-        parser.error(f"--config {file} holds {values!r}; it must be an object of flags")
-    return {name.replace("-", "_"): value for name, value in values.items()}
-
-
-def as_words(values: Mapping[str, Any]) -> list[str]:
-    """Return values as words of a command line, so that they are checked as flags are.
-
-    true and false are --flag and --no-flag; null is the default.
-    """
-    found = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            found += [f"--{flag}", *map(str, value)]
-        elif value is not None:
-            found.append(f"--{flag}={value}")
-    return found
 
 
 def result(

@@ -31,7 +31,7 @@ from audiomamba.data.batches import check_length, long_enough
 from audiomamba.data.corpora import fetch_youtubemix
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.files import replacing, sha256
-from audiomamba.flags import add_flags, from_flags
+from audiomamba.flags import add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import provenance
 from audiomamba.recipe import (
     RESULTS,
@@ -39,9 +39,7 @@ from audiomamba.recipe import (
     SMOKE,
     Recipe,
     Shape,
-    add_switches,
     exit_as_stopped,
-    parse,
     result,
     with_data,
     with_tones,

@@ -17,10 +17,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from synthetic import Config, Draw, accuracy, train
 
 from audiomamba.files import replacing
-from audiomamba.flags import add_flags, from_flags
+from audiomamba.flags import add_flags, add_switches, as_words, from_flags, parse, read_values
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
-from audiomamba.recipe import RESULTS, add_switches, as_words, parse, read_values, write_json
+from audiomamba.recipe import RESULTS, write_json
 
 # A smoke run: a few steps that come by everything, of any preset made small.
 SMOKE = {

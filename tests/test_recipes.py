@@ -17,9 +17,10 @@ import torch
 from audiomamba import checkpoint
 from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import evaluate
+from audiomamba.flags import parse
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.provenance import commit
-from audiomamba.recipe import make_parser, parse
+from audiomamba.recipe import make_parser
 from audiomamba.train import Outcome
 
 RECIPES = Path(__file__).parent.parent / "recipes"
