@@ -10,6 +10,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 try:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import TQDMProgressBar
@@ -31,6 +33,8 @@ from audiomamba.train_listen import check_listening
 from audiomamba.train_module import Training, choose_precision
 
 log = logging.getLogger(__name__)
+
+LARGE_STEP = 1 << 18  # samples; a million of them take the 3.5M model more than 20 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,13 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
     if ckpt:
         check_readable(last)
     name = train_folder.begin(out, model, config) if first else ""
+    on_cpu = config.accelerator == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and config.batch * config.length > LARGE_STEP:
+        log.warning(
+            "a step of %d x %d samples on a CPU can take tens of GB; if the process is killed, "
+            "give a smaller --batch or --length",
+            *(config.batch, config.length),
+        )
     module = Training(model, config, store)
     quiet = not sys.stdout.isatty()
     trainer = pl.Trainer(

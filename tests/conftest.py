@@ -48,7 +48,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
         )
         if "gpu" not in item.keywords:
-            # A file is one process's: what its first test compiles, the others find.
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+            # A file is one process's: what its first test compiles, the others find. Layers and
+            # models compile the same.
+            folder = item.path.parent.name
+            group = "networks" if folder in ("layers", "models") else item.path.name
+            item.add_marker(pytest.mark.xdist_group(group))
         elif not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

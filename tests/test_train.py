@@ -447,6 +447,12 @@ def test_config_refuses_values_out_of_range(field, value):
         TrainConfig(**{field: value})
 
 
+def test_a_step_too_large_for_a_cpu_is_warned_of(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("audiomamba.train.LARGE_STEP", 127)
+    train(MODEL, config(data, tmp_path, max_minutes=1e-9))
+    assert "a step of 2 x 64 samples on a CPU can take tens of GB" in caplog.text
+
+
 def test_a_checkpoint_of_before_there_were_these_settings_goes_on(data, tmp_path):
     c = config(data, tmp_path)
     train(MODEL, dataclasses.replace(c, max_minutes=1e-9))
