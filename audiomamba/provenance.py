@@ -17,7 +17,7 @@ import torch
 
 from audiomamba import __version__
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance(
@@ -35,12 +35,18 @@ def provenance(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     return {
-        "command": shlex.join(["python", sys.argv[0], *arguments]),
+        "command": shlex.join(["python", _program(), *arguments]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
         "device": device_name(device),
         "versions": versions(*packages),
     }
+
+
+def _program() -> str:
+    """Return the script that runs, as it lies in this repository where it is there."""
+    path = Path(sys.argv[0]).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else sys.argv[0]
 
 
 def commit() -> str | None:

@@ -59,6 +59,9 @@ def test_a_result_says_what_made_it(monkeypatch):
     assert made["versions"]["audiomamba"] == __version__
     assert made["versions"]["numpy"]
     assert made["versions"]["nothing-of-this-name"] is None
+    monkeypatch.setattr(sys, "argv", [str(provenance.ROOT / "recipes" / "sc09.py")])
+    assert provenance.provenance()["command"] == "python recipes/sc09.py"
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
     again = provenance.provenance(arguments=["--steps", "1"])
     assert again["command"] == "python recipe.py --steps 1"
 
