@@ -26,14 +26,13 @@ from audiomamba.evaluate import evaluate
 from audiomamba.files import replacing
 from audiomamba.flags import add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
-from audiomamba.train_config import TrainConfig
+from audiomamba.train_config import PLACES, TrainConfig
 from audiomamba.train_folder import DATA, check_folder
 
 if TYPE_CHECKING:
     from audiomamba.train import Outcome
 
 RESULTS = "results.json"
-PLACES = ("data", "out", "wandb")  # of a run; they say nothing elsewhere
 SOURCE = "source.txt"  # of which folder the tokens of a run are
 
 # A smoke run: a few steps that come by everything, of any preset made small.

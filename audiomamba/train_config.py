@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+PLACES = ("data", "out", "wandb")  # of a run; they say nothing elsewhere
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

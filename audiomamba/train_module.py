@@ -32,7 +32,7 @@ from audiomamba.objective import (
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
 from audiomamba.resume import check_processes_agree, check_readable, check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
-from audiomamba.train_config import TrainConfig
+from audiomamba.train_config import PLACES, TrainConfig
 from audiomamba.train_folder import BEST, LAST, LISTEN
 from audiomamba.train_listen import Listener, check_listening
 from audiomamba.train_log import History, Report, check_finite
@@ -329,7 +329,7 @@ class Training(pl.LightningModule):
                 "validation_bits_per_sample": self.bits,
                 **dataclasses.asdict(self.config),
             }
-            for name in ("data", "out", "wandb"):  # places that say nothing elsewhere
+            for name in PLACES:
                 del about[name]
             checkpoint.save(directory, self.model, self.average.state_dict(), training=about)
 

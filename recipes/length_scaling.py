@@ -92,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Before hours in which the files may change.
+    made = provenance(packages=["lightning", "triton"], arguments=arguments)
     try:
         base = from_flags(flags, RECIPE.train)
         out = Path(base.out)
@@ -114,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
                 if any(about.items() <= result.items() for result in read(out)):
                     sys.stdout.write(f"{name} at {length} is done\n")
                     continue
-                if not run(train, models[name], about, one, store, out, arguments):
+                if not run(train, models[name], about, one, store, out, made):
                     return
                 draw(read(out), about, out / "length_scaling.png")
         sys.stdout.write(f"results: {out.resolve()}\n")
@@ -140,14 +142,13 @@ def run(
     config: TrainConfig,
     store: TokenStore,
     out: Path,
-    arguments: list[str] | None,
+    made: dict[str, Any],
 ) -> bool:
     """Train one model at one length, test it, and add it to the results; False if stopped."""
     model = dataclasses.replace(
         shape.config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
     )
     torch._dynamo.reset()  # it counts what it compiles, and stops at eight
-    made = provenance(packages=["lightning", "triton"], arguments=arguments)
     outcome = train(model, config, resume=True)
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; the same command goes on\n")

@@ -35,6 +35,7 @@ def six_million(outer: str, centre: str) -> Shape:
     return Shape(blocks=8, pools=(4, 4), outer=outer, centre=centre)
 
 
+# 3.3M, small and tiny are smaller than any of the paper.
 PRESETS = {
     "6.1M": six_million("mamba", "mamba"),
     "24.3M": Shape(width=96, blocks=15, pools=(4, 4), outer="mamba", centre="mamba"),
