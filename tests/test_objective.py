@@ -132,7 +132,7 @@ def test_a_graph_recorded_under_ddp_is_reduced_by_it(tmp_path: Path) -> None:
     try:
         with torch.cuda.stream(torch.cuda.Stream()):
             wrapped = torch.nn.parallel.DistributedDataParallel(recorded, device_ids=[0])
-        wrapped.register_comm_hook(None, double)
+        wrapped.register_comm_hook(None, lambda _, bucket: double(bucket))
         capture(recorded, 2, 32, False)  # puts a replay in the place of its forward
         assert all(p.grad is None for p in recorded.parameters())
         for _ in range(3):
@@ -147,7 +147,7 @@ def test_a_graph_recorded_under_ddp_is_reduced_by_it(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def double(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def double(bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Stand for other processes: what comes back is not what was sent."""
     torch.distributed.all_reduce(bucket.buffer())
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=["cuda:0"])
