@@ -35,12 +35,19 @@ def provenance(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     return {
-        "command": shlex.join(["python", _program(), *arguments]),
+        "command": shlex.join([*_launcher(), _program(), *arguments]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
         "device": device_name(device),
         "versions": versions(*packages),
     }
+
+
+def _launcher() -> list[str]:
+    """Return what starts this process, and those beside it if torchrun does."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python"]
+    return ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
 
 
 def _program() -> str:

@@ -45,7 +45,7 @@ class TrainConfig:
         activation_checkpointing: Compute each block again in the backward pass instead of keeping
             what it computed: less memory, more time, the same gradients.
         cuda_graph: Replay forward and backward as one recorded graph, on CUDA devices; None does so
-            in a single process.
+            on a single device and with ddp.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
         devices: Number of devices a node, or auto.

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from audiomamba import checkpoint
@@ -152,8 +153,7 @@ class Training(pl.LightningModule):
             recompute_blocks(objective)
         if cuda if c.compile is None else c.compile:
             compile_blocks(objective)
-        alone = self.trainer.world_size == 1
-        if cuda and (alone if c.cuda_graph is None else c.cuda_graph):
+        if cuda and replays_graphs(c, self.trainer.strategy):
             # DDP has wrapped this module by now, and that is well: recording computes gradients
             # without accumulating them, so that DDP's hooks stay still; a replay accumulates, and
             # DDP sends the gradients when the graph has run. It wraps on a stream of its own; were
@@ -353,3 +353,18 @@ def choose_precision(config: TrainConfig) -> Any:
         return config.precision
     cuda = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
     return "bf16-mixed" if cuda else "32-true"
+
+
+def replays_graphs(config: TrainConfig, strategy: Any) -> bool:
+    """Return whether steps on CUDA devices are replays of a recorded graph.
+
+    Raises:
+        ValueError: If they should be, and lightning's strategy is one for which none is recorded.
+    """
+    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    if config.cuda_graph and not known:
+        raise ValueError(
+            f"strategy is {config.strategy!r}, and cuda_graph is on; graphs are recorded for one "
+            "device and for ddp: take --strategy ddp or --no-cuda-graph"
+        )
+    return known if config.cuda_graph is None else config.cuda_graph

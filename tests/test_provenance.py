@@ -50,6 +50,7 @@ def test_without_a_repository_the_commit_may_be_told(root, monkeypatch):
 
 def test_a_result_says_what_made_it(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--out", "a b"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     made = provenance.provenance(packages=["numpy", "nothing-of-this-name"])
     assert json.loads(json.dumps(made)) == made
     assert made["command"] == "python recipe.py --out 'a b'"
@@ -69,3 +70,10 @@ def test_a_result_says_what_made_it(monkeypatch):
 @pytest.mark.gpu
 def test_a_gpu_has_its_name():
     assert provenance.device_name("cuda") == torch.cuda.get_device_name()
+
+
+def test_the_command_of_several_processes_is_torchrun_s(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe.py"])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert provenance.provenance()["command"] == "torchrun --nproc-per-node 2 recipe.py"

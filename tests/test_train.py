@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from audiomamba import audio, checkpoint
 from audiomamba.audiomodel import AudioModel
@@ -29,7 +30,7 @@ from audiomamba.train_config import TrainConfig
 from audiomamba.train_folder import LAST, LISTEN
 from audiomamba.train_listen import Listener, Take
 from audiomamba.train_log import History, Report
-from audiomamba.train_module import Training
+from audiomamba.train_module import Training, replays_graphs
 
 MODEL = unet(
     8,
@@ -502,6 +503,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(data, tmp_path):
 import sys
 sys.path[:0] = {sys.path!r}
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 torch.set_num_threads(1)
 from audiomamba.config import ModelConfig
 from audiomamba.train import train
@@ -557,6 +559,17 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(data, tmp_pa
     for name in ("model.safetensors", "best/model.safetensors", "best/config.json"):
         assert (out["whole"] / name).read_bytes() == (out["killed"] / name).read_bytes(), name
     assert not list(out["killed"].rglob("*.part"))
+
+
+def test_graphs_are_replayed_on_one_device_and_with_ddp():
+    on, off = TrainConfig(cuda_graph=True), TrainConfig(cuda_graph=False)
+    for strategy in (SingleDeviceStrategy(), DDPStrategy()):
+        assert replays_graphs(TrainConfig(), strategy)
+        assert replays_graphs(on, strategy)
+        assert not replays_graphs(off, strategy)
+    assert not replays_graphs(TrainConfig(strategy="fsdp"), FSDPStrategy())
+    with pytest.raises(ValueError, match="take --strategy ddp or --no-cuda-graph"):
+        replays_graphs(dataclasses.replace(on, strategy="fsdp"), FSDPStrategy())
 
 
 def test_weight_decay_spares_what_shapes_the_recurrence():
