@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import logging
 import signal
@@ -27,12 +28,13 @@ from audiomamba.files import replacing
 from audiomamba.flags import add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
 from audiomamba.train_config import PLACES, TrainConfig
+from audiomamba.train_curve import plot_curves, read_curves
 from audiomamba.train_folder import DATA, check_folder
 
 if TYPE_CHECKING:
     from audiomamba.train import Outcome
 
-RESULTS = "results.json"
+RESULTS, PICTURE = "results.json", "results.png"
 SOURCE = "source.txt"  # of which folder the tokens of a run are
 
 # A smoke run: a few steps that come by everything, of any preset made small.
@@ -145,8 +147,11 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
             if store.files("test"):
                 sys.stderr.write("testing\n")
             found = result(made, outcome, config, store, test_seconds=config.validation_seconds)
-            results = {"preset": flags.preset, **found}
+            curves = read_curves(config.out)
+            results = {"preset": flags.preset, **found, "validation": curves["validation"]}
             write_json(Path(config.out) / RESULTS, results)
+            if importlib.util.find_spec("matplotlib") is not None:
+                plot_curves(curves, Path(config.out) / PICTURE)
             if results["test_bits_per_sample"] is not None:
                 sys.stdout.write(f"test {results['test_bits_per_sample']:.4f} bits per sample\n")
     except (OSError, ValueError, FloatingPointError, ImportError) as error:

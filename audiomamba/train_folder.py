@@ -10,7 +10,7 @@ It holds
     logs/version_N/metrics.csv       one for each time the run was started; its samples_per_second
                                      are of all processes, and without what is not learnt
     data/                            tokens, where a recipe has prepared them
-    results.json                     where a recipe has ended: bits per sample, and what made them
+    results.json, .png               where a recipe has ended: bits per sample, and what made them
 """
 
 from __future__ import annotations

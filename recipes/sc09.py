@@ -11,7 +11,7 @@ testing_list.txt; only the ten digits are read. Without --data it is data/sc09, 
 there (2.4 GB). Clips shorter than a second end in silence, which is learnt, so that words end
 (--no-learn-silence leaves it out); scores are of the clips alone. A step of 16 clips takes 14 GB on
 a GPU and more than 22 on a CPU: ask for less there, as above. When the run ends, OUT/results.json
-says how it does on the test clips.
+says how it does on the test clips, and results.png how it came there.
 
 The paper's numbers (Gu & Dao 2023, arXiv 2312.00752, appendix E.4.2, tables 4 and 5): 200,000 steps
 of 16 clips of a second, about a hundred times through the data; AdamW with betas 0.9 and 0.95 and

@@ -10,7 +10,8 @@ r"""Solo piano, sample by sample: the YouTubeMix experiment of the Mamba paper.
 FOLDER holds audio of any format (it is prepared once, into OUT/data), or what `audiomamba prepare`
 made. Without --data it is data/youtubemix, fetched from the Hugging Face Hub if it is not there:
 four hours of solo piano, 16 kHz, in one-minute clips, to which the Hub has to give you access. Any
-piano will do. When the run ends, OUT/results.json says how it does on the test clips.
+piano will do. When the run ends, OUT/results.json says how it does on the test clips, and
+results.png how it came there.
 
 The paper's numbers (Gu & Dao 2023, arXiv 2312.00752, appendices E.2.1 and E.4.1, table 14):
 200,000 steps of about a million samples; AdamW with betas 0.9 and 0.95 and weight decay 0.1;

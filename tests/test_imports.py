@@ -41,7 +41,12 @@ ORDER = [
     {"audiomamba.generate"},
     {"audiomamba.audiomodel"},
     {"audiomamba.doctor", "audiomamba.objective", "audiomamba.optim", "audiomamba.train_config"},
-    {"audiomamba.resume", "audiomamba.train_folder", "audiomamba.train_listen"},
+    {
+        "audiomamba.resume",
+        "audiomamba.train_folder",
+        "audiomamba.train_listen",
+        "audiomamba.train_curve",
+    },
     {"audiomamba.export", "audiomamba.train_log", "audiomamba.train_stop"},
     {"audiomamba.train_module"},
     {"audiomamba.train"},
