@@ -1,7 +1,7 @@
 from audiomamba.train_curve import plot_curves, read_curves
 
 TABLES = {
-    9: "step,train/bits_per_sample,validation/bits_per_sample\n50,4.5,\n100,4,\n100,,3.9\n150,3.5,\n",
+    9: "step,train/bits_per_sample,validation/bits_per_sample\n50,4.5,\n100,4,\n100,,3.9\n150,3,\n",
     10: "step,train/bits_per_sample,other\n150,3.25,1\n200,3.0,\n",
 }
 
