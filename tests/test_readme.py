@@ -145,6 +145,23 @@ def test_the_kernels_figures_are_those_in_the_results() -> None:
             assert cell == " / ".join(f"{ms:.3g}" for ms in both), line
 
 
+def test_the_figures_of_training_are_those_in_the_results() -> None:
+    results = ROOT / "benchmarks" / "results"
+    for devices, suffix in ((1, ""), (2, "_x2")):
+        record = json.loads((results / f"train_nvidia_h100_80gb_hbm3{suffix}.json").read_text())
+        assert (record["devices"], record["errors"]) == (devices, {})
+        for row in record["rows"]:
+            line = next(
+                x
+                for x in README.splitlines()
+                if f"| {row['batch']} x {row['length']}" in x
+                and ("of real S6" in x) == (row["setting"] == "youtubemix-real")
+            )
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert cells[2 + devices] == f"{row['samples_per_s'] / 1e6:.3g}", line
+            assert devices == 2 or cells[2] == f"{row['peak_gb']:.1f} GB", line
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "samples/README.md", "audiomamba/weights/piano/README.md"]
 )
