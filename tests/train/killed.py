@@ -37,7 +37,7 @@ FLAGS = {
 
 
 def load_recipe() -> ModuleType:
-    path = Path(__file__).parent.parent / "recipes" / "youtubemix.py"
+    path = Path(__file__).parents[2] / "recipes" / "youtubemix.py"
     spec = importlib.util.spec_from_file_location("youtubemix", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,0 +1,199 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiomamba import checkpoint
+from audiomamba.train import train
+from audiomamba.train_folder import LAST
+from audiomamba.train_module import Training
+from tests.train.runs import MODEL, config, read
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("carry_state", [False, True])
+def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path, monkeypatch, carry_state):
+    whole = config(data, tmp_path / "whole", carry_state=carry_state)
+    straight = train(MODEL, whole)
+    halved = dataclasses.replace(whole, out=str(tmp_path / "halved"))
+
+    def die(self, batch, index):
+        if self.global_step == 5:  # the last checkpoint is of step 4
+            raise KilledError
+        return step(self, batch, index)
+
+    step = Training.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "training_step", die)
+        with pytest.raises(KilledError):
+            train(MODEL, halved)
+    assert read(halved.out)["global_step"] == 4
+    assert train(MODEL, halved, resume=True) == straight
+
+    one, other = read(whole.out), read(halved.out)
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())
+    carried = one["audiomamba"]["carried"]
+    assert bool(carried) == carry_state
+    assert all(map(torch.equal, carried, other["audiomamba"]["carried"]))
+    names = [Path(run.out) / "model.safetensors" for run in (whole, halved)]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_max_minutes_stops_with_a_checkpoint_and_a_model(data, tmp_path):
+    c = config(data, tmp_path, max_minutes=1e-9)
+    outcome = train(MODEL, c)
+    assert (outcome.step, outcome.stopped) == (1, "max_minutes")
+    assert read(tmp_path)["global_step"] == 1
+    assert checkpoint.load(tmp_path).config == MODEL
+    outcome = train(MODEL, dataclasses.replace(c, max_minutes=None), resume=True)
+    assert (outcome.step, outcome.stopped) == (8, None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
+def test_a_job_that_slurm_requeues_goes_on(data, tmp_path, monkeypatch):
+    """SLURM sends SIGUSR1 before the time is over, and starts the same command again."""
+    for name, value in {"JOB_ID": 7, "JOB_NAME": "run", "NTASKS": 1, "NTASKS_PER_NODE": 1}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    c, step = config(data, tmp_path, devices="1"), Training.training_step
+
+    def warn(self, batch, index):
+        if self.global_step == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "training_step", warn)
+        outcome = train(MODEL, c)
+    assert (outcome.step, outcome.stopped) == (5, "SIGUSR1")
+    assert not list(tmp_path.rglob("hpc_*"))  # lightning's own
+    with pytest.raises(FileExistsError, match="holds a run"):
+        train(MODEL, c)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job
+    with pytest.raises(FileExistsError, match="holds a run"):
+        train(MODEL, c)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    outcome = train(MODEL, c)
+    assert (outcome.step, outcome.stopped) == (8, None)
+
+
+@pytest.mark.slow
+def test_a_signal_stops_after_the_step_with_a_checkpoint(data, tmp_path):
+    """In a process of its own, as a scheduler would stop it."""
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+torch.set_num_threads(1)
+from audiomamba.config import ModelConfig
+from audiomamba.train import train
+from audiomamba.train_config import TrainConfig
+model = ModelConfig.from_dict({MODEL.to_dict()!r})
+config = TrainConfig(
+    data={str(data)!r}, out={str(tmp_path)!r}, steps=100000, batch=2, length=64, log_every=5,
+    checkpoint_every=100000, validate_every=100000, accelerator="cpu")
+outcome = train(model, config)
+assert outcome.stopped == "SIGTERM", outcome
+print(outcome.step)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        metrics = tmp_path / "logs/version_0/metrics.csv"
+        try:
+            for _ in range(600):
+                if metrics.exists() or process.poll() is not None:
+                    break
+                time.sleep(0.05)
+            os.kill(process.pid, signal.SIGTERM)
+            step = int(process.communicate(timeout=30)[0])
+        finally:
+            process.kill()
+    assert step >= 5
+    assert read(tmp_path)["global_step"] == step
+    assert checkpoint.load(tmp_path).config == MODEL
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(data, tmp_path):
+    program = Path(__file__).with_name("killed.py")
+    out = {name: tmp_path / name for name in ("whole", "killed")}
+    root = program.parent.parent
+    paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, program, data, out["whole"], out["killed"]],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    count = json.loads(done.stdout)
+    assert count["torn"] == 3, done.stderr
+    whole, killed = read(out["whole"]), read(out["killed"])
+    assert whole["global_step"] == killed["global_step"] == 40
+    assert whole["state_dict"].keys() == killed["state_dict"].keys()
+    assert all(torch.equal(v, killed["state_dict"][k]) for k, v in whole["state_dict"].items())
+    moments = [run["optimizer_states"][0]["state"] for run in (whole, killed)]
+    for name, of_one in moments[0].items():
+        assert all(torch.equal(v, moments[1][name][k]) for k, v in of_one.items())
+    for name in ("model.safetensors", "best/model.safetensors", "best/config.json"):
+        assert (out["whole"] / name).read_bytes() == (out["killed"] / name).read_bytes(), name
+    assert not list(out["killed"].rglob("*.part"))
+
+
+def test_another_run_is_not_resumed(data, tmp_path):
+    c = config(data, tmp_path, steps=1)
+    train(MODEL, c)
+    with pytest.raises(FileExistsError, match="holds a run; go on with it by --resume"):
+        train(MODEL, c)
+    (tmp_path / LAST).rename(tmp_path / "hidden")
+    with pytest.raises(FileExistsError, match="holds a run; go on with it by --resume"):
+        train(MODEL, c)  # killed before its first checkpoint
+    (tmp_path / "hidden").rename(tmp_path / LAST)
+    with pytest.raises(ValueError, match="has batch 2, and this one has 3"):
+        train(MODEL, dataclasses.replace(c, batch=3), resume=True)
+    with pytest.raises(ValueError, match=r"has model\.d_model 8"):
+        train(dataclasses.replace(MODEL, d_model=16), c, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    c = config(data, tmp_path, steps=1)
+    train(MODEL, c)
+    last = tmp_path / LAST
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
+        train(MODEL, c, resume=True)
+
+
+def test_a_checkpoint_of_before_there_were_these_settings_goes_on(data, tmp_path):
+    c = config(data, tmp_path)
+    train(MODEL, dataclasses.replace(c, max_minutes=1e-9))
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    del saved["audiomamba"]["run"]["learn_silence"], saved["audiomamba"]["samples"]
+    torch.save(saved, tmp_path / LAST)
+    with pytest.raises(ValueError, match="has learn_silence False, and this one has True"):
+        train(MODEL, dataclasses.replace(c, learn_silence=True), resume=True)
+    outcome = train(MODEL, c, resume=True)
+    assert (outcome.step, outcome.samples) == (c.steps, c.steps * c.batch * c.length)
+
+
+def test_a_finished_run_is_not_repeated(data, tmp_path):
+    c = config(data, tmp_path, steps=2)
+    outcome = train(MODEL, c)
+    before = (tmp_path / LAST).stat().st_mtime_ns
+    assert train(MODEL, c, resume=True) == outcome
+    assert (tmp_path / LAST).stat().st_mtime_ns == before
