@@ -92,7 +92,7 @@ def _devices() -> Iterator[Row]:
 
 def _kernels() -> Iterator[Row]:
     from audiomamba_kernels import available_backends
-    from audiomamba_kernels.backend import INTERPRETED
+    from audiomamba_kernels.backend import BACKENDS, INTERPRETED
 
     runs = {
         "reference": "yes: a loop over time, any device",
@@ -100,8 +100,11 @@ def _kernels() -> Iterator[Row]:
         "cpu": "yes: numba on all cores, for training and evaluation on the CPU",
         "triton": "yes: interpreted, for tests" if INTERPRETED else "yes: on a CUDA device",
     }
-    for backend in available_backends():
-        yield backend, runs[backend]
+    triton = "needs an NVIDIA GPU" if find_spec("triton") else "comes with PyTorch on Linux"
+    lacks = {"cpu": "numba is not installed", "triton": triton}
+    available = available_backends()
+    for backend in BACKENDS:
+        yield backend, runs[backend] if backend in available else f"no: {lacks[backend]}"
     yield "numba", f"yes: generation on the CPU; {_compiled_code()}"
 
 

@@ -40,7 +40,7 @@ def test_a_working_machine_is_healthy() -> None:
     assert "cores" in row(text, "cpu")
     assert row(text, "reference").startswith("yes")
     kernels = text[text.index("\nkernels") : text.index("\nextras")]
-    assert ("triton" in kernels) == ("triton" in available_backends())
+    assert row(kernels, "triton").startswith("yes" if "triton" in available_backends() else "no: ")
     assert row(kernels, "numba").startswith("yes: generation on the CPU; compil")
 
 
@@ -79,8 +79,10 @@ def test_the_version_of_triton_is_told_where_it_is_installed(
     monkeypatch.setattr(
         doctor, "find_spec", lambda name: find_spec(name) if name != "triton" else None
     )
-    versions, _, _ = doctor.examine()[0].partition("\ndevices")
+    versions, _, rest = doctor.examine()[0].partition("\ndevices")
     assert "triton" not in versions
+    if "triton" not in available_backends():
+        assert row(rest, "triton") == "no: comes with PyTorch on Linux"
 
 
 def test_the_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
