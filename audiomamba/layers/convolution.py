@@ -55,6 +55,6 @@ class ConvModule(nn.Module):
         h = zero_padding(F.glu(self.in_proj(self.norm(zero_padding(x, lengths))), dim=-1), lengths)
         seen = torch.cat([state.to(h.dtype), h], dim=1)
         y = self.depthwise(F.pad(seen, (0, 0, 0, self.future)).mT).mT
-        y = self.out_proj(F.silu(self.depthwise_norm(y)))
+        y = self.out_proj(F.silu(self.depthwise_norm(y.to(x.dtype))))
         kept = steps - ahead
         return y, seen[:, kept : kept + self.past].to(state.dtype)
