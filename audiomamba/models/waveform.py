@@ -80,11 +80,10 @@ class WaveformModel(nn.Module):
             lengths = torch.full((batch,), steps, device=tokens.device)
         lengths = check_lengths(lengths, tokens)
         tokens = torch.where(valid(lengths, steps), tokens, silence)
-        previous = F.pad(tokens, (1, -1), value=silence)
-        previous = F.pad(previous, (0, -steps % self.config.period), value=silence)
+        total = steps + -steps % self.config.period
+        previous = F.pad(tokens, (1, total - steps - 1), value=silence)
         hidden: list[Tensor] = []
         self.unet(self.embedding(previous), None, hidden)
-        total = previous.shape[1]
         features, counts = [], []
         for h in hidden:
             pool = total // h.shape[1]
