@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,24 +195,45 @@ def test_a_row_of_a_state_is_the_stream_of_that_row() -> None:
     )
 
 
+class Step(torch.nn.Module):
+    """A piece of fixed length with the state in and out, as a device would run it."""
+
+    def __init__(self, encoder: MambaEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.encoder.stream(x, state)
+
+
 @pytest.mark.parametrize("mixer", ["s6", "lti"])
-def test_the_causal_step_exports(mixer: Any) -> None:
-    """A piece of fixed length with the state as inputs and outputs, as a device would run it."""
+def test_the_causal_step_exports(mixer: str) -> None:
     encoder = small(direction="causal", mixer=mixer, subsampling=4, n_layers=1).float()
-    start = encoder.initial_state(1)
-
-    class Step(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder
-
-        def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-            return self.encoder.stream(x, state)
-
-    x = torch.randn(1, 12, 5)
-    step = torch.export.export(Step(), (x[:, :4], start)).module()
-    state, ys = start, []
+    x, state, ys = torch.randn(1, 12, 5), encoder.initial_state(1), []
+    step = torch.export.export(Step(encoder), (x[:, :4], state)).module()
     for at in (0, 4, 8):
         y, state = step(x[:, at : at + 4], state)
         ys.append(y)
+    torch.testing.assert_close(torch.cat(ys, dim=1), encoder(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's
+@pytest.mark.parametrize("mixer", ["s6", "lti"])
+def test_the_causal_step_runs_in_onnx(mixer: str, tmp_path: Path) -> None:
+    """The plain loop of real mixers is of operations that ONNX has; it has no complex numbers."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    config = dataclasses.replace(SMALL, direction="causal", mixer=mixer, subsampling=4)
+    encoder = MambaEncoder(config, backend="reference").eval()
+    x, state, ys = torch.randn(1, 12, 5), encoder.initial_state(1), []
+    program = torch.onnx.export(Step(encoder), (x[:, :4], state), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(tmp_path / "step.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "step.onnx"))
+    names = [value.name for value in session.get_inputs()]
+    carried = [leaf.numpy() for leaf in leaves(state)]
+    for at in (0, 4, 8):
+        given = [x[:, at : at + 4].numpy(), *carried]
+        y, *carried = session.run(None, dict(zip(names, given, strict=True)))
+        ys.append(torch.from_numpy(y))
     torch.testing.assert_close(torch.cat(ys, dim=1), encoder(x)[0])
