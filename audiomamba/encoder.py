@@ -38,6 +38,13 @@ class MambaEncoder(nn.Module):
     of the look-ahead. `forward` then computes the same, chunk after chunk, so that it can be
     trained.
 
+    `torch.compile` takes `forward` as one graph. On a CPU `torch.export` takes it with any batch,
+    and with any time from 65 frames after subsampling on, if the example has as many and
+    `prefer_deferred_runtime_asserts_over_guards=True`: kernels keep a state for every 64 frames,
+    and one alone is another case to the exporter. A causal `stream` with a fixed number of frames,
+    a multiple of `subsampling`, exports too; to ONNX with the backend "reference", whose loop is of
+    operations that ONNX has, and without `complex`, which it has not.
+
     Args:
         config: What it is made of.
         backend: Which kernels run; None is the fastest. "torch" is plain PyTorch.

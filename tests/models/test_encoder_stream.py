@@ -119,7 +119,7 @@ def test_a_frame_sees_what_has_come_and_its_lookahead(direction: str) -> None:
     encoder = small(direction=direction, n_layers=1, conv_kernel=3, **options)
     x = torch.randn(1, 30, 5, dtype=torch.float64)
     y, _ = encoder(x)
-    for at in range(0, 30, 3):
+    for at in (0, 5, 13, 18, 29):
         other = x.clone()
         other[:, at] += 1
         changed = (encoder(other)[0] != y).any(-1)[0]
