@@ -68,7 +68,7 @@ class OuterBidirectional(nn.Module):
         d_model: Width of input and output.
         options: Those of `Mamba`.
 
-    Source: Zhang et al. 2024 (arXiv 2405.12609), ExtBiMamba, section 3.2.
+    Source: Zhang et al. 2024 (arXiv 2405.12609), ExtBiMamba.
     """
 
     def __init__(self, d_model: int, **options: Any) -> None:

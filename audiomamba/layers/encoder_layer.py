@@ -55,8 +55,11 @@ class EncoderLayer(nn.Module):
         skip: Probability.
         backend: Which kernels run; None is the fastest.
 
-    Source: Jiang et al. 2024 (arXiv 2407.09732), figure 1; Gulati et al. 2020 (arXiv 2005.08100),
-    section 2.4.
+    Norms are RMSNorm, and the mixer has dropout as the other modules have; ConMamba has LayerNorm,
+    and none there.
+
+    Source: Jiang et al. 2024 (arXiv 2407.09732) and their code, ConmambaEncoderLayer; Gulati et al.
+    2020 (arXiv 2005.08100), section 2.4.
     """
 
     def __init__(self, config: EncoderConfig, skip: float, backend: Backend | None = None) -> None:
