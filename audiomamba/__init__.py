@@ -14,14 +14,26 @@ if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel as AudioModel
     from audiomamba.audiomodel import load as load
     from audiomamba.config import ModelConfig as ModelConfig
+    from audiomamba.encoder import MambaEncoder as MambaEncoder
+    from audiomamba.encoder_config import EncoderConfig as EncoderConfig
     from audiomamba.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["AudioModel", "ModelConfig", "Tokenizer", "__version__", "load"]
+__all__ = [
+    "AudioModel",
+    "EncoderConfig",
+    "MambaEncoder",
+    "ModelConfig",
+    "Tokenizer",
+    "__version__",
+    "load",
+]
 
 # Loaded on first use: the command line's --help must not wait for torch.
 _HOME = {
     "AudioModel": "audiomamba.audiomodel",
+    "EncoderConfig": "audiomamba.encoder_config",
+    "MambaEncoder": "audiomamba.encoder",
     "ModelConfig": "audiomamba.config",
     "Tokenizer": "audiomamba.tokenizer",
     "load": "audiomamba.audiomodel",

@@ -17,6 +17,7 @@ from audiomamba.config import ModelConfig
 from audiomamba.engine.engine import Engine
 from audiomamba.files import sha256
 from audiomamba.generate import EngineName, Job, choose_engine, generate_streams
+from audiomamba.models.features import encode_rows
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_real
 from audiomamba.tokenizer import Tokenizer
@@ -187,6 +188,31 @@ class AudioModel:
         tokens = self.tokenizer.encode(check_waveform(waveform, "the waveform"))
         batch = torch.from_numpy(np.atleast_2d(tokens).astype(np.int64)).to(self.device)
         return float(self.network.nll(batch).double().mean())
+
+    @torch.no_grad()
+    def extract_features(
+        self, waveform: Waveform | Tensor, lengths: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what each block of the network makes of waveforms.
+
+        Memory is that of all blocks at their rates; to train the network with it, or for one
+        sequence at one rate, take `audiomamba.models.features.WaveformFeatures`.
+
+        Args:
+            waveform: Floating point, (batch, samples), in [-1, 1] at `sample_rate`.
+            lengths: Samples of each, (batch,); None is all. What follows in a row has no effect.
+
+        Returns:
+            As `WaveformModel.extract_features`: a tensor (batch, frames_i, d_i) and the counts of
+            frames (batch,) for each block, without gradient.
+
+        Raises:
+            ValueError: If a shape, a length or a sample is none.
+        """
+        tokens = encode_rows(self.tokenizer, torch.as_tensor(waveform), lengths).to(self.device)
+        return self.network.extract_features(
+            tokens, None if lengths is None else lengths.to(self.device)
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write a folder that `load` reads: config.json and model.safetensors, in float32."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiomamba.config import ModelConfig
 from audiomamba.files import replacing
@@ -20,6 +21,7 @@ FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
+Config = TypeVar("Config")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
@@ -43,18 +45,25 @@ def save(
         training: Plain values to keep in the config under "training" (steps, data, scores); never
             read on loading.
     """
+    values = {
+        "model": config.to_dict(),
+        "generation": {"temperature": temperature},
+        "training": training or {},
+    }
+    write(directory, values, weights, dtype)
+
+
+def write(
+    directory: str | Path, values: dict[str, Any], weights: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write a folder of plain values and of weights as `dtype`; see `save`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise ValueError(f"{name} is not finite as {dtype}; training diverged, or use float32")
-    values = {
-        "format": FORMAT,
-        "model": config.to_dict(),
-        "generation": {"temperature": temperature},
-        "training": training or {},
-    }
+    values = {"format": FORMAT, **values}
     with replacing(directory / WEIGHTS) as part:
         part.write_bytes(serialize(tensors))
     with replacing(directory / CONFIG) as part:
@@ -70,7 +79,14 @@ def load(directory: str | Path) -> WaveformModel:
             differing key is named).
     """
     directory = Path(directory)
-    config = read_config(directory)
+    with torch.device("meta"):
+        model = WaveformModel(read_config(directory))
+    load_weights(model, directory)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Give a model on the meta device the weights of a folder, as float32; raises as `load`."""
     path = directory / WEIGHTS
     try:
         weights = load_file(path)
@@ -78,8 +94,6 @@ def load(directory: str | Path) -> WaveformModel:
         raise ValueError(
             f"{path} is truncated or no safetensors file ({error}); copy or export it again"
         ) from error
-    with torch.device("meta"):
-        model = WaveformModel(config)
     expected = model.state_dict()
     for key in [*expected, *weights]:
         if key not in weights or key not in expected:
@@ -98,16 +112,22 @@ def load(directory: str | Path) -> WaveformModel:
                 "hold finite floating-point numbers"
             )
     model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
-    return model.eval()
 
 
 def read_config(directory: Path) -> ModelConfig:
     """Read what defines a folder's model; raises as `load`."""
+    return read(directory, "model", ModelConfig.from_dict)
+
+
+def read(directory: Path, key: str, build: Callable[[Any], Config]) -> Config:
+    """Build what stands under a key of a folder's config.json; raises as `load`."""
     values = _read(directory)
     try:
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
-        return ModelConfig.from_dict(values["model"])
+        if key not in values:
+            raise ValueError(f"it holds no {key!r}, but {', '.join(values)}")
+        return build(values[key])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error
 

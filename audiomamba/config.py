@@ -109,12 +109,12 @@ class ModelConfig:
             ValueError: If a key is missing or unknown (the first is named), or a value is out of
                 range.
         """
-        values = dict(_checked(cls, values, "config"))
+        values = dict(checked(cls, values, "config"))
         values["tokenizer"] = Tokenizer(
-            **_checked(Tokenizer, values["tokenizer"], "config.tokenizer")
+            **checked(Tokenizer, values["tokenizer"], "config.tokenizer")
         )
         values["tiers"] = tuple(
-            Tier(**_checked(Tier, tier, f"config.tiers[{i}]"))
+            Tier(**checked(Tier, tier, f"config.tiers[{i}]"))
             for i, tier in enumerate(values["tiers"])
         )
         pools = values["pools"]
@@ -136,7 +136,12 @@ def unet(
     )
 
 
-def _checked(cls: type[Any], values: Any, where: str) -> dict[str, Any]:
+def checked(cls: type[Any], values: Any, where: str) -> dict[str, Any]:
+    """Return values that have the keys of a dataclass, and its plain types; `where` names them.
+
+    Raises:
+        ValueError: If a key is missing or unknown, or a value is of another type.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where} is {values!r}; it must be an object")
     names = [f.name for f in dataclasses.fields(cls)]

@@ -26,6 +26,7 @@ ORDER = [
     {"audiomamba.audio", "audiomamba.flags", "audiomamba.progress", "audiomamba.state"},
     {"audiomamba.tokenizer"},
     {"audiomamba.config"},
+    {"audiomamba.encoder_config"},
     {"audiomamba.layers"},
     {"audiomamba.models"},
     {
@@ -35,7 +36,12 @@ ORDER = [
         "audiomamba.output",
         "audiomamba.plot",
     },
-    {"audiomamba.baselines", "audiomamba.engine.philox", "audiomamba.evaluate"},
+    {
+        "audiomamba.baselines",
+        "audiomamba.encoder",
+        "audiomamba.engine.philox",
+        "audiomamba.evaluate",
+    },
     {"audiomamba.sampling"},
     {"audiomamba.engine"},
     {"audiomamba.generate"},

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiomamba_kernels import Backend, causal_conv1d, lti_scan, selective_scan
+from audiomamba_kernels.ragged import zero_padding
 
 # Of a dtype, its complex kind: a table, because torch.compile cannot trace dtype.to_complex().
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -90,28 +91,63 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
 
     def initial_state(self, batch: int) -> MambaState:
-        """Return zeros."""
+        """Return zeros; those of the scan are float32 (complex64) at least."""
         width = self.conv1d.kernel_size[0] - 1
-        dtype = COMPLEX[self.A_log.dtype] if self.complex else self.A_log.dtype
+        ssm = wide(self.A_log)
         return MambaState(
             self.D.new_zeros(batch, width, self.d_inner),
-            self.D.new_zeros(batch, *self.A_log.shape, dtype=dtype),
+            ssm.new_zeros(
+                batch, *ssm.shape, dtype=COMPLEX[ssm.dtype] if self.complex else ssm.dtype
+            ),
         )
 
     def A(self) -> Tensor:
         """Return A, (d_inner, state), real or complex, with negative real part."""
-        real = -torch.exp(self.A_log)
-        return torch.complex(real, self.A_imag) if self.complex else real
+        real = -torch.exp(wide(self.A_log))
+        return torch.complex(real, wide(self.A_imag)) if self.complex else real
 
-    def forward(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
-        """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
+    def forward(
+        self,
+        x: Tensor,
+        state: MambaState | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, MambaState]:
+        """Map x (batch, time, d_model) to (y of the same shape, state after the last step).
+
+        Args:
+            x: Input, time >= 1.
+            state: What came before the first step; None is silence.
+            lengths: (batch,), integers from 0 to time; None is time. What follows in a row has no
+                effect, NaN included, and y is zero there.
+            reverse: Whether time runs from the last valid step to the first.
+        """
+        x = zero_padding(x, lengths)  # a weight's gradient sums over padding too, and 0 NaN is NaN
+        y, state = self.recur(*self.project(x), state, lengths=lengths, reverse=reverse)
+        return self.out_proj(y), state
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the convolution's input and the gate, each (batch, time, d_inner)."""
         batch, steps, _ = x.shape
-        state = self.initial_state(batch) if state is None else state
         if self.selective:  # this scan reads channels side by side, as Linear leaves them
             u, z = self.in_proj(x).chunk(2, dim=-1)
         else:  # that one along time: weight times transposed input leaves it so, without a copy
             xz = self.in_proj.weight @ x.reshape(batch * steps, -1).T
             u, z = xz.view(-1, batch, steps).permute(1, 2, 0).chunk(2, dim=-1)
+        return u, z
+
+    def recur(
+        self,
+        u: Tensor,
+        z: Tensor,
+        state: MambaState | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, MambaState]:
+        """Convolve, scan and gate what `project` returns; y is (batch, time, d_inner)."""
+        state = self.initial_state(u.shape[0]) if state is None else state
         u, conv = causal_conv1d(
             u,
             self.conv1d.weight[:, 0],
@@ -119,20 +155,24 @@ class Mamba(nn.Module):
             activation="silu",
             initial_state=state.conv,
             output_final_state=True,
+            reverse=reverse,
+            lengths=lengths,
             backend=self.backend,
         )
-        y, ssm = self._scan(u, z, state.ssm)
+        y, ssm = self._scan(u, z, state.ssm, lengths, reverse)
         assert conv is not None
         assert ssm is not None
-        return self.out_proj(y), MambaState(conv.to(state.conv.dtype), ssm)
+        return y, MambaState(conv.to(state.conv.dtype), ssm)
 
-    def _scan(self, u: Tensor, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _scan(
+        self, u: Tensor, z: Tensor, h: Tensor, lengths: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor | None]:
         if not self.selective:
-            B = torch.view_as_complex(self.B) if self.complex else self.B
-            C = torch.view_as_complex(self.C) if self.complex else self.C
+            B = torch.view_as_complex(wide(self.B)) if self.complex else self.B
+            C = torch.view_as_complex(wide(self.C)) if self.complex else self.C
             return lti_scan(
                 u,
-                torch.exp(self.log_dt),
+                torch.exp(wide(self.log_dt)),
                 self.A(),
                 B,
                 C,
@@ -140,6 +180,8 @@ class Mamba(nn.Module):
                 z,
                 initial_state=h,
                 output_final_state=True,
+                reverse=reverse,
+                lengths=lengths,
                 backend=self.backend,
             )
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -157,6 +199,8 @@ class Mamba(nn.Module):
             delta_softplus=True,
             initial_state=h,
             output_final_state=True,
+            reverse=reverse,
+            lengths=lengths,
             backend=self.backend,
         )
 
@@ -172,9 +216,14 @@ def initial_ones(channels: int, n: int, complex: bool) -> Tensor:
     return torch.tensor([1.0, 0.0]).repeat(channels, n, 1) if complex else torch.ones(channels, n)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32 at least: what shapes a recurrence acts over many steps."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def as_complex(x: Tensor) -> Tensor:
     """Join neighbouring real and imaginary parts, (..., 2 n) -> (..., n), in float32 at least."""
-    x = x if x.dtype == torch.float64 else x.float()
+    x = wide(x)
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     # A copy even of a contiguous slice: a complex view needs an even offset in memory.
     return torch.view_as_complex(pairs.clone(memory_format=torch.contiguous_format))

@@ -35,12 +35,19 @@ class Stack(nn.Module):
         blocks: Any = self.blocks
         return tuple(block.initial_state(batch) for block in blocks)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
+    def forward(
+        self, x: Tensor, state: Any = None, hidden: list[Tensor] | None = None
+    ) -> tuple[Tensor, Any]:
+        """Map x (batch, time, d_model) to (y of the same shape, state after the last step).
+
+        What each block puts out is appended to `hidden`.
+        """
         states = []
         for i, block in enumerate(self.blocks):
             x, s = block(x, None if state is None else state[i])
             states.append(s)
+            if hidden is not None:
+                hidden.append(x)
         return x, tuple(states)
 
     def step(self, x: Tensor, state: Any, phase: int) -> tuple[Tensor, Any]:
@@ -91,8 +98,12 @@ class UNet(nn.Module):
             self.down.initial_state(batch), frame, inner, frame, self.up.initial_state(batch)
         )
 
-    def forward(self, x: Tensor, state: UNetState | None = None) -> tuple[Tensor, UNetState]:
+    def forward(
+        self, x: Tensor, state: UNetState | None = None, hidden: list[Tensor] | None = None
+    ) -> tuple[Tensor, UNetState]:
         """Map x (batch, time, d_model) to (y of the same shape, state after the last step).
+
+        What each block puts out, at its own rate, is appended to `hidden`.
 
         Raises:
             ValueError: If time is not a multiple of `period`.
@@ -101,14 +112,14 @@ class UNet(nn.Module):
         if steps % self.period:
             raise ValueError(f"time is {steps}; it must be a multiple of the period {self.period}")
         state = self.initial_state(batch) if state is None else state
-        h, down = self.down(x, state.down)
+        h, down = self.down(x, state.down, hidden)
         frames = self.pooling(h.reshape(batch, -1, self.pool * d_model))
         low, inner = self.inner(
-            frames.to(h.dtype), state.inner
+            frames.to(h.dtype), state.inner, hidden
         )  # the residual stream keeps its dtype
         says = self.unpooling(low).view(batch, -1, self.pool, d_model).to(h.dtype)
         late = torch.cat([state.late[:, None].to(h.dtype), says[:, :-1]], dim=1)
-        y, up = self.up(late.view(batch, steps, d_model) + h, state.up)
+        y, up = self.up(late.view(batch, steps, d_model) + h, state.up, hidden)
         dtype = state.late.dtype
         return y, UNetState(down, h[:, -self.pool :].to(dtype), inner, says[:, -1].to(dtype), up)
 

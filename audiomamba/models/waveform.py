@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from audiomamba.config import ModelConfig
 from audiomamba.models.unet import build
+from audiomamba_kernels.ragged import check_lengths, valid, zero_padding
 
 
 class WaveformModel(nn.Module):
@@ -51,6 +52,46 @@ class WaveformModel(nn.Module):
         """Predict one token: previous (batch,) to logits (batch, levels); phase: time % period."""
         y, state = self.unet.step(self.embedding(previous)[:, None], state, phase)
         return self.head(self.norm(y))[:, 0], state
+
+    def extract_features(
+        self, tokens: Tensor, lengths: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what each block makes of tokens, in the order in which they run.
+
+        With pools (P_1, ..., P_n) a block inside the first i of them has a frame for every P_1 ...
+        P_i samples; frame j is made of samples before (j + 1) P_1 ... P_i - 1, as in training,
+        where a token enters one step late. A frame that is not whole is completed with silence.
+
+        Args:
+            tokens: int64 (batch, samples >= 1).
+            lengths: (batch,), integers from 0 to samples; None is samples. What follows in a row
+                has no effect.
+
+        Returns:
+            A tensor (batch, frames_i, d_i) for each block, zero from the end of a row on, and the
+            counts of frames (batch,) of each, int64: lengths / (P_1 ... P_i), rounded up.
+
+        Raises:
+            ValueError: If a length is none.
+        """
+        batch, steps = tokens.shape
+        silence = self.config.tokenizer.silence
+        if lengths is None:
+            lengths = torch.full((batch,), steps, device=tokens.device)
+        lengths = check_lengths(lengths, tokens)
+        tokens = torch.where(valid(lengths, steps), tokens, silence)
+        total = steps + -steps % self.config.period
+        previous = F.pad(tokens, (1, total - steps - 1), value=silence)
+        hidden: list[Tensor] = []
+        self.unet(self.embedding(previous), None, hidden)
+        features, counts = [], []
+        for h in hidden:
+            pool = total // h.shape[1]
+            count = (lengths + pool - 1) // pool
+            h = h[:, : -(-steps // pool)]
+            features.append(zero_padding(h, count))
+            counts.append(count)
+        return features, counts
 
     def nll(self, tokens: Tensor, chunk: int = 1 << 16) -> Tensor:
         """Return the negative log-likelihood of each token in bits, (batch, time), any time >= 1.
