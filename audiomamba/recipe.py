@@ -151,7 +151,9 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
             results = {"preset": flags.preset, **found, "validation": curves["validation"]}
             write_json(Path(config.out) / RESULTS, results)
             if importlib.util.find_spec("matplotlib") is not None:
-                plot_curves(curves, Path(config.out) / PICTURE)
+                label = "train, with silence" if config.learn_silence else "train"
+                names = {"train": label, "validation": "validation"}
+                plot_curves({names[k]: v for k, v in curves.items()}, Path(config.out) / PICTURE)
             if results["test_bits_per_sample"] is not None:
                 sys.stdout.write(f"test {results['test_bits_per_sample']:.4f} bits per sample\n")
     except (OSError, ValueError, FloatingPointError, ImportError) as error:

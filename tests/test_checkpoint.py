@@ -8,15 +8,18 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from audiomamba import checkpoint
+from audiomamba import audio, checkpoint
 from audiomamba.config import Tier, unet
 from audiomamba.models.waveform import WaveformModel
 
 CONFIG = unet(8, 1, (2,), Tier(mixer="lti", complex=True, d_state=4), Tier(d_state=4))
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_nowhere_is_told_with_what_is_there(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="not one of the shipped: piano"):
+    with pytest.raises(FileNotFoundError, match="not one of the shipped: digits, piano"):
         checkpoint.find("violin")
     with pytest.raises(ValueError, match="is a file; give the folder"):
         checkpoint.find(folder / checkpoint.WEIGHTS)
@@ -149,3 +152,22 @@ def test_the_shipped_model_is_small_and_speaks() -> None:
     with torch.inference_mode():
         assert model.nll(tokens).mean() < 4
         assert model.nll(noise).mean() > 8
+
+
+def test_the_shipped_digits_are_small_and_end() -> None:
+    folder = checkpoint.find("digits")
+    assert (folder / checkpoint.WEIGHTS).stat().st_size < 13_000_000
+    assert (folder / "README.md").is_file()
+    model = checkpoint.load(folder)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 6.26
+    word = audio.read(ROOT / "samples" / "digits_1_6.ogg", 16000)
+    tokens = torch.from_numpy(model.config.tokenizer.encode(word).astype(np.int64))[None]
+    noise = torch.randint(0, 256, (1, 8192), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert model.nll(tokens[:, :8192]).mean() < 4
+        assert model.nll(noise).mean() > 8
+        # A word is followed by silence: had it been left out of the loss, it would go on.
+        end = torch.cat(
+            [tokens[:, :5200], torch.full((1, 2800), model.config.tokenizer.silence)], 1
+        )
+        assert model.nll(end).mean() < model.nll(tokens[:, :5200]).mean()
