@@ -15,6 +15,7 @@ from audiomamba.sampling import Sampling, check_seed
 from audiomamba_kernels.backend import why_not
 
 DTYPES = (torch.float32, torch.bfloat16)
+LOAD = 16  # bytes
 LEVELS = 4096  # more do not fit in registers
 NUMBERS_A_THREAD = 64  # of a matrix, in registers at once
 
@@ -54,9 +55,9 @@ class TritonEngine:
         self.layout = Layout(network)
         self.num_warps = num_warps
         self.tile = NUMBERS_A_THREAD * 32 * num_warps
-        self.net, weights = plan_net(self.layout)
-        self.weights = weights.to(network.embedding.weight.device)
-        self.matrices = self.weights.to(dtype)
+        self.net, weights, matrices = plan_net(self.layout, LOAD // dtype.itemsize)
+        device = network.embedding.weight.device
+        self.weights, self.matrices = weights.to(device), matrices.to(device, dtype)
 
     def start(
         self,

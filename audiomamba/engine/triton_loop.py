@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from audiomamba.engine.triton_draw import FAILED, draw, gaps, nats, uniform
-from audiomamba.engine.triton_step import linear, load_vector, normalise, run_tier, store_vector
+from audiomamba.engine.triton_step import LEAST, linear, load_vector, normalise, run_tier, store_vector
 
 
 @triton.jit(do_not_specialize=["samples"])
@@ -34,7 +34,7 @@ def run_kernel(
         logits_ptr: float32 (streams, levels), of the last token.
         state_ptr: float32 (streams, state).
         weights_ptr: float32.
-        matrices_ptr: A copy of the weights, of which the matrices are read.
+        matrices_ptr: float32 or narrower.
         options_ptr: float64 (3,): temperature, top-k, top-p.
         samples: At least 1.
         NET: A `NetPlan`.
@@ -42,7 +42,9 @@ def run_kernel(
     """
     OUTER: tl.constexpr = NET.outer
     D: tl.constexpr = OUTER.block.d_model
+    V: tl.constexpr = NET.vector
     LEVELS: tl.constexpr = NET.levels
+    WIDTH: tl.constexpr = max(LEAST, triton.next_power_of_2(LEVELS))
     row = tl.program_id(0).to(tl.int64)
     tokens_ptr += row * samples
     stream_ptr += row * 4
@@ -59,10 +61,9 @@ def run_kernel(
         tl.debug_barrier()  # what threads wrote of the state others read
         t = position + i
         x = load_vector(weights_ptr + NET.w_embedding + tl.maximum(previous, 0) * D, D)
-        x = run_tier(x, t, weights_ptr, matrices_ptr, state_ptr, OUTER, TILE)
-        logits = linear(
-            normalise(x, D), matrices_ptr + NET.w_head, D, LEVELS, LEVELS, TILE
-        ) + load_vector(weights_ptr + NET.w_head_bias, LEVELS)
+        x = run_tier(x, t, weights_ptr, matrices_ptr, state_ptr, OUTER, V, TILE)
+        logits = linear(normalise(x, D), matrices_ptr + NET.m_head, WIDTH, V, TILE)
+        logits += load_vector(weights_ptr + NET.w_head_bias, LEVELS)
         gap, finite = gaps(logits, LEVELS)
         token = tl.load(tokens_ptr + i)
         if token < 0:

@@ -1,49 +1,39 @@
-"""A model's layout as constants that a Triton kernel is compiled for.
+"""A model laid out for Triton: matrices in the order in which threads read them, and constants.
 
-The arrays are those of `layout.py`. Blocks of a path have equal shapes and lie at equal distances,
-so a tier is described by its first block, and a kernel holds the code of one block for each tier.
+Vectors, scans and states are those of `layout.py`. A matrix (inputs, outputs) is stored as (inputs
+/ VECTOR, outputs, VECTOR), padded with zeros to powers of two: a thread loads 16 bytes, the weights
+of neighbouring inputs for one output, and neighbouring threads have neighbouring outputs. So a
+product needs no sum across the threads of a warp.
+
+Blocks of a path have equal shapes and lie at equal distances. A tier is described by its first
+block, and a kernel holds the code of one block for each tier.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiomamba.engine.layout import BLOCK, Layout
+from audiomamba.engine.layout import BLOCK, S4_MLP, S6, TIER, Floats, Layout
+
+LEAST = 8  # numbers in a padded vector
 
 
 @dataclass(frozen=True)
-class BlockPlan:
-    """Sizes and places of a tier's first block, by the names of `layout.BLOCK`."""
+class Record:
+    """Whole numbers by name, fit to be a constant of a kernel."""
 
-    kind: int
-    is_complex: int
-    d_model: int
-    d_inner: int
-    d_conv: int
-    dt_rank: int
-    d_mlp: int
-    d_state: int
-    w_in: int
-    w_conv: int
-    w_conv_bias: int
-    w_x: int
-    w_dt: int
-    w_dt_bias: int
-    w_scan: int
-    w_skip: int
-    w_out: int
-    w_out_bias: int
-    w_up: int
-    w_up_bias: int
-    w_down: int
-    w_down_bias: int
-    s_conv: int
-    s_scan: int
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+
+    def __getattr__(self, name: str) -> int:
+        if name.startswith("__") or name not in self.names:
+            raise AttributeError(name)
+        return self.values[self.names.index(name)]
 
 
 @dataclass(frozen=True)
@@ -51,35 +41,28 @@ class TierPlan:
     """A tier and those inside it.
 
     Attributes:
-        block: The first block of the path inwards.
+        block: The first block of the path inwards: `layout.BLOCK`, and m_ places in the matrices.
         blocks: Blocks of a path.
-        w_step: From a block's weights to the next one's; s_step in the state.
+        w_step: From a block's weights to the next one's; m_step in the matrices, s_step in states.
+        m_step: See w_step.
         s_step: See w_step.
-        w_back: From the first block of the path inwards to that of the path outwards.
+        w_back: From the first block of the path inwards to that of the path outwards; m_back,
+            s_back.
+        m_back: See w_back.
         s_back: See w_back.
-        pool: Samples of a frame; 0 in the centre, and so are what follows.
-        w_pooling: Places of the joint with the inner tier, by the names of `layout.TIER`.
-        w_pooling_bias: See w_pooling.
-        w_unpooling: See w_pooling.
-        w_unpooling_bias: See w_pooling.
-        s_frame: See w_pooling.
-        s_late: See w_pooling.
+        joint: The joint with the inner tier: `layout.TIER`, and m_ places in the matrices.
         inner: The next tier, or None.
     """
 
-    block: BlockPlan
+    block: Record
     blocks: int
     w_step: int
+    m_step: int
     s_step: int
     w_back: int
+    m_back: int
     s_back: int
-    pool: int
-    w_pooling: int
-    w_pooling_bias: int
-    w_unpooling: int
-    w_unpooling_bias: int
-    s_frame: int
-    s_late: int
+    joint: Record
     inner: TierPlan | None
 
 
@@ -90,51 +73,150 @@ class NetPlan:
     Attributes:
         outer: The outermost tier.
         levels: Of the tokenizer.
-        w_embedding: Place of the embedding, (levels, d_model); w_head is (d_model, levels).
-        w_head: See w_embedding.
-        w_head_bias: See w_embedding.
+        w_embedding: Place of the embedding in the weights, (levels, d_model).
+        w_head_bias: Place of (levels,) in the weights.
+        m_head: Place in the matrices.
         state_size: Count of float32 numbers in a stream's state.
+        vector: Neighbouring inputs of a matrix that a thread loads at once.
     """
 
     outer: TierPlan
     levels: int
     w_embedding: int
-    w_head: int
     w_head_bias: int
+    m_head: int
     state_size: int
+    vector: int
 
 
-def plan_net(layout: Layout) -> tuple[NetPlan, Tensor]:
-    """Return the constants, and all weights as one array, float32 on the CPU."""
-    plan = layout.plan
-    parts = [plan.weights, plan.embedding.reshape(-1), plan.head, plan.head_bias]
-    starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+def padded(size: int) -> int:
+    """Return the length of a vector in registers."""
+    return max(LEAST, 1 << (size - 1).bit_length())
+
+
+class Packer:
+    """Matrices one after another.
+
+    Attributes:
+        size: Count of numbers so far.
+    """
+
+    def __init__(self, vector: int) -> None:
+        self.size = 0
+        self._vector = vector
+        self._parts: list[Floats] = []
+
+    def put(self, matrix: Floats, segments: int = 1, segment: int = 0) -> int:
+        """Add a matrix (inputs, outputs) and return its place.
+
+        Args:
+            matrix: Its columns may be `segments` matrices side by side, which then alternate
+                column by column.
+            segments: See matrix.
+            segment: If not 0, the columns are padded to as many; else to a power of two.
+        """
+        rows, columns = matrix.shape
+        width = columns // segments
+        out = np.zeros((padded(rows), segment or padded(width), segments), np.float32)
+        out[:rows, :width] = matrix.reshape(rows, segments, width).transpose(0, 2, 1)
+        out = out.reshape(-1, self._vector, out.shape[1] * segments).transpose(0, 2, 1)
+        at = self.size
+        self._parts.append(out.reshape(-1))
+        self.size += out.size
+        return at
+
+    def joined(self) -> Tensor:
+        """Return all as one tensor, float32 on the CPU."""
+        return torch.from_numpy(np.concatenate(self._parts))
+
+
+def plan_net(layout: Layout, vector: int) -> tuple[NetPlan, Tensor, Tensor]:
+    """Return constants, weights and matrices, float32 on the CPU."""
+    plan, packer = layout.plan, Packer(vector)
+    places = [_pack_block(plan.weights, block, packer) for block in plan.blocks]
+    outer = _plan_tier(layout, 0, packer, places)
     levels = len(plan.embedding)
-    net = NetPlan(_plan_tier(layout, 0), levels, *starts[1:4], layout.state_size)
-    return net, torch.from_numpy(np.concatenate(parts))
+    m_head = packer.put(plan.head.reshape(-1, levels))
+    parts = [plan.weights, plan.embedding.reshape(-1), plan.head_bias]
+    w_embedding, w_head_bias = np.cumsum([len(part) for part in parts[:2]]).tolist()
+    net = NetPlan(outer, levels, w_embedding, w_head_bias, m_head, layout.state_size, vector)
+    return net, torch.from_numpy(np.concatenate(parts)), packer.joined()
 
 
-def _plan_tier(layout: Layout, depth: int) -> TierPlan:
-    """Return the tier at a depth and those inside it."""
-    tier, blocks = layout.plan.tiers[depth], layout.plan.blocks
-    inwards = blocks[tier["down_first"] : tier["down_end"]]
-    outwards = blocks[tier["up_first"] : tier["up_end"]]
-    first = inwards[0]
-    last = outwards[0] if len(outwards) else first
-    joint = {f.name: int(tier[f.name]) for f in fields(TierPlan) if f.name in (tier.dtype.names)}
+def _pack_block(weights: Floats, block: Any, packer: Packer) -> dict[str, int]:
+    """Add a block's matrices; return their places and the width of a segment of W_x."""
+
+    def matrix(name: str, rows: str, columns: int) -> Floats:
+        at, n = block[name], block[rows]
+        return weights[at : at + n * columns].reshape(n, columns)
+
+    d_model, d_inner, d_mlp = (int(block[name]) for name in ("d_model", "d_inner", "d_mlp"))
+    if block["kind"] == S4_MLP:
+        return {
+            "m_out": packer.put(matrix("w_out", "d_model", 2 * d_model), segments=2),
+            "m_up": packer.put(matrix("w_up", "d_model", d_mlp)),
+            "m_down": packer.put(matrix("w_down", "d_mlp", d_model)),
+        }
+    places = {
+        "m_in": packer.put(matrix("w_in", "d_model", 2 * d_inner), segments=2),
+        "m_out": packer.put(matrix("w_out", "d_inner", d_model)),
+    }
+    if block["kind"] == S6:
+        rank, n, maps = int(block["dt_rank"]), int(block["d_state"]), 2 + 2 * block["is_complex"]
+        # step size, B and C (all real and then all imaginary parts), each at the start of a segment
+        segment = max(padded(rank), padded(n))
+        selected = matrix("w_x", "d_inner", rank + maps * n)
+        spread = np.zeros((d_inner, 2 * maps, segment), np.float32)
+        spread[:, 0, :rank] = selected[:, :rank]
+        spread[:, 1 : 1 + maps, :n] = selected[:, rank:].reshape(d_inner, maps, n)
+        dt = np.zeros((segment, d_inner), np.float32)
+        dt[:rank] = matrix("w_dt", "dt_rank", d_inner)
+        places |= {
+            "segment": segment,
+            "m_x": packer.put(spread.reshape(d_inner, -1)),
+            "m_dt": packer.put(dt),
+        }
+    return places
+
+
+def _plan_tier(
+    layout: Layout, depth: int, packer: Packer, places: list[dict[str, int]]
+) -> TierPlan:
+    """Return the tier at a depth and those inside it; add their joints' matrices."""
+    plan, tier = layout.plan, layout.plan.tiers[depth]
+    down, up = int(tier["down_first"]), int(tier["up_first"])
+    blocks = int(tier["down_end"]) - down
+    m = {}
+    inner = None
+    if tier["pool"]:
+        wide, size = plan.tiers[depth + 1]["d_model"], tier["pool"] * tier["d_model"]
+        for name, rows, columns in (("pooling", size, wide), ("unpooling", wide, size)):
+            at = tier[f"w_{name}"]
+            matrix = plan.weights[at : at + rows * columns].reshape(rows, columns)
+            m[f"m_{name}"] = packer.put(matrix)
+        inner = _plan_tier(layout, depth + 1, packer, places)
+
+    def distance(prefix: str, other: int) -> int:
+        a, b = _numbers(plan.blocks[down]) | places[down], _numbers(plan.blocks[other])
+        b |= places[other]
+        # absent parts are at 0 in both
+        return max((b[name] - a[name] for name in a if name.startswith(prefix)), key=abs)
+
+    after = down + 1 if blocks > 1 else down
+    back = up if tier["pool"] else down
     return TierPlan(
-        block=BlockPlan(**{name: int(first[name]) for name in BLOCK.names or ()}),
-        blocks=len(inwards),
-        w_step=_distance(first, inwards[1], "w_") if len(inwards) > 1 else 0,
-        s_step=_distance(first, inwards[1], "s_") if len(inwards) > 1 else 0,
-        w_back=_distance(first, last, "w_"),
-        s_back=_distance(first, last, "s_"),
-        inner=_plan_tier(layout, depth + 1) if tier["pool"] else None,
-        **joint,
+        _record(_numbers(plan.blocks[down]) | places[down]),
+        blocks,
+        *(distance(prefix, after) for prefix in ("w_", "m_", "s_")),
+        *(distance(prefix, back) for prefix in ("w_", "m_", "s_")),
+        _record(_numbers(tier) | m),
+        inner,
     )
 
 
-def _distance(a: Any, b: Any, prefix: str) -> int:
-    """Return how far the places of block b lie behind those of a; absent parts are at 0 in both."""
-    names = [name for name in BLOCK.names or () if name.startswith(prefix)]
-    return int(max((b[name] - a[name] for name in names), key=abs))
+def _numbers(record: Any) -> dict[str, int]:
+    return {name: int(record[name]) for name in record.dtype.names}
+
+
+def _record(values: dict[str, int]) -> Record:
+    return Record(tuple(values), tuple(values.values()))

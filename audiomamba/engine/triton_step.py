@@ -1,8 +1,9 @@
 """One sample through the network as functions of a Triton kernel; a program is a stream.
 
-A vector lives in registers, padded with zeros to a power of two. `weights` and `state` point to the
-flat arrays of `layout.py`, float32; `matrices` to a copy of `weights` that may be narrower, from
-which matrix products read. Sums are float32.
+A vector lives in registers, padded with zeros as `triton_plan.padded` says. `weights` and `state`
+point to float32 arrays as `layout.py` has them, `matrices` to one as `triton_plan.py` has them.
+Sums are float32. The constants of every function are a block B or a tier P, the numbers of a matrix
+V that a thread loads at once, and those T of a matrix that are in registers at once.
 """
 
 from __future__ import annotations
@@ -10,37 +11,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from audiomamba.engine import layout
+from audiomamba.engine import layout, triton_plan
 from audiomamba_kernels.selective_scan.triton_math import LOG2E, decay, sigmoid, softplus
 
 LTI = tl.constexpr(layout.LTI)
 S4_MLP = tl.constexpr(layout.S4_MLP)
+LEAST = tl.constexpr(triton_plan.LEAST)
 
 
 @triton.jit
 def load_vector(p, SIZE: tl.constexpr):
     """Load (SIZE,)."""
-    o = tl.arange(0, triton.next_power_of_2(SIZE))
-    if triton.next_power_of_2(SIZE) == SIZE:
-        return tl.load(p + o).to(tl.float32)
+    o = tl.arange(0, max(LEAST, triton.next_power_of_2(SIZE)))
+    if o.shape[0] == SIZE:
+        return tl.load(p + o)
     else:
-        return tl.load(p + o, o < SIZE, other=0.0).to(tl.float32)
+        return tl.load(p + o, o < SIZE, other=0.0)
 
 
 @triton.jit
 def store_vector(p, x, SIZE: tl.constexpr):
     """Store (SIZE,)."""
-    o = tl.arange(0, triton.next_power_of_2(SIZE))
+    o = tl.arange(0, x.shape[0])
     tl.store(p + o, x, o < SIZE)
-
-
-@triton.jit
-def load_tile(p, rows, STRIDE: tl.constexpr, HEIGHT: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load `rows` rows of COLUMNS numbers, STRIDE apart, as (HEIGHT, padded columns)."""
-    WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
-    k = tl.arange(0, HEIGHT)[:, None]
-    o = tl.arange(0, WIDTH)[None, :]
-    return tl.load(p + k * STRIDE + o, (k < rows) & (o < COLUMNS), other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -55,48 +48,60 @@ def part(x, c, SIZE: tl.constexpr):
 
 
 @triton.jit
-def linear(x, p, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, T: tl.constexpr):
-    """Return W x, with W at p stored as (inputs, outputs)."""
-    WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
-    HEIGHT: tl.constexpr = min(x.shape[0], max(1, T // WIDTH))
-    y = tl.zeros((HEIGHT, WIDTH), tl.float32)
-    for c in range((ROWS + HEIGHT - 1) // HEIGHT):
-        w = load_tile(p + c * (HEIGHT * STRIDE), ROWS - c * HEIGHT, STRIDE, HEIGHT, COLUMNS)
-        y += w * part(x, c, HEIGHT)[:, None]
-    return tl.sum(y, axis=0)
+def settle(x):
+    """Return x, computed once: what reads it in another layout shall not compute it there again.
+
+    A product needs many inputs in each thread, and the compiler would have each thread compute
+    them all to save an exchange. It does not carry a layout back through a sum over one row.
+    """
+    return tl.sum(x[None, :], axis=0)
 
 
 @triton.jit
-def linear_pair(
-    x, p, q, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, T: tl.constexpr
+def load_matrix(p, c, HEIGHT: tl.constexpr, OUT: tl.constexpr, V: tl.constexpr):
+    """Load the c-th HEIGHT * V inputs of a matrix as (OUT, HEIGHT, V).
+
+    In this order of axes the compiler deals outputs to the threads before it deals inputs.
+    """
+    o = tl.arange(0, OUT)[:, None, None]
+    k = tl.arange(0, HEIGHT)[None, :, None]
+    v = tl.arange(0, V)[None, None, :]
+    return tl.load(p + c * (HEIGHT * OUT * V) + k * (OUT * V) + o * V + v).to(tl.float32)
+
+
+@triton.jit
+def linear(x, p, OUT: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
+    """Return W x with W at p; OUT is padded."""
+    HEIGHT: tl.constexpr = min(x.shape[0] // V, max(1, T // (OUT * V)))
+    x = settle(x)
+    y = tl.zeros((OUT, HEIGHT), tl.float32)
+    for c in range(x.shape[0] // (HEIGHT * V)):
+        w = load_matrix(p, c, HEIGHT, OUT, V)
+        y += tl.sum(w * tl.reshape(part(x, c, HEIGHT * V), (1, HEIGHT, V)), axis=2)
+    return tl.sum(y, axis=1)
+
+
+@triton.jit
+def linear_pair(x, p, OUT: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
+    """Return the two products with a matrix of two segments, each of OUT padded outputs."""
+    return tl.split(tl.reshape(linear(x, p, 2 * OUT, V, T), (OUT, 2)))
+
+
+@triton.jit
+def linear_of_memory(
+    x_ptr, p, IN: tl.constexpr, OUT: tl.constexpr, V: tl.constexpr, T: tl.constexpr
 ):
-    """Return V x and W x, with V at p and W at q: one exchange between threads for both."""
-    WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
-    HEIGHT: tl.constexpr = min(x.shape[0], max(1, T // (2 * WIDTH)))
-    y = tl.zeros((HEIGHT, WIDTH), tl.float32)
-    z = tl.zeros((HEIGHT, WIDTH), tl.float32)
-    for c in range((ROWS + HEIGHT - 1) // HEIGHT):
-        at = c * (HEIGHT * STRIDE)
-        v = load_tile(p + at, ROWS - c * HEIGHT, STRIDE, HEIGHT, COLUMNS)
-        w = load_tile(q + at, ROWS - c * HEIGHT, STRIDE, HEIGHT, COLUMNS)
-        now = part(x, c, HEIGHT)[:, None]
-        y += v * now
-        z += w * now
-    return tl.split(tl.sum(tl.join(y, z), axis=0))
-
-
-@triton.jit
-def linear_of_memory(x_ptr, p, ROWS: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr):
-    """Return W x of a vector x in memory, which may be too long for registers."""
-    WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
-    HEIGHT: tl.constexpr = min(triton.next_power_of_2(ROWS), max(1, T // WIDTH))
-    k = tl.arange(0, HEIGHT)
-    y = tl.zeros((HEIGHT, WIDTH), tl.float32)
-    for c in range((ROWS + HEIGHT - 1) // HEIGHT):
-        left = ROWS - c * HEIGHT
-        w = load_tile(p + c * (HEIGHT * COLUMNS), left, COLUMNS, HEIGHT, COLUMNS)
-        y += w * tl.load(x_ptr + c * HEIGHT + k, k < left, other=0.0)[:, None]
-    return tl.sum(y, axis=0)
+    """Return W x of a vector (IN,) in memory, which may be too long for registers."""
+    ROWS: tl.constexpr = max(LEAST, triton.next_power_of_2(IN))
+    HEIGHT: tl.constexpr = min(ROWS // V, max(1, T // (OUT * V)))
+    k = tl.arange(0, HEIGHT * V)
+    y = tl.zeros((OUT, HEIGHT), tl.float32)
+    for c in range((IN + HEIGHT * V - 1) // (HEIGHT * V)):
+        at = c * (HEIGHT * V) + k
+        w = load_matrix(p, c, HEIGHT, OUT, V)
+        x = settle(tl.load(x_ptr + at, at < IN, other=0.0))
+        y += tl.sum(w * tl.reshape(x, (1, HEIGHT, V)), axis=2)
+    return tl.sum(y, axis=1)
 
 
 @triton.jit
@@ -181,24 +186,23 @@ def scan_time_invariant(u, weights, state, B: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def scan_selective(u, weights, matrices, state, B: tl.constexpr, T: tl.constexpr):
+def scan_selective(
+    u, weights, matrices, state, B: tl.constexpr, V: tl.constexpr, T: tl.constexpr
+):
     """Return the scan of u with the decay, gain and C that this u selects."""
     D: tl.constexpr = B.d_inner
     N: tl.constexpr = B.d_state
+    S: tl.constexpr = B.segment
     ROWS: tl.constexpr = 2 if B.is_complex else 1
     WIDTH: tl.constexpr = u.shape[0]
     HEIGHT: tl.constexpr = min(triton.next_power_of_2(N), max(1, T // (4 * WIDTH)))
-    STRIDE: tl.constexpr = B.dt_rank + 2 * ROWS * N
-    w_x = matrices + B.w_x
-    # (rank), then B and C, each all real and then all imaginary parts
-    delta = linear(u, w_x, D, B.dt_rank, STRIDE, T)
-    w_B = w_x + B.dt_rank
-    B_re, C_re = linear_pair(u, w_B, w_B + ROWS * N, D, N, STRIDE, T)
+    selected = linear(u, matrices + B.m_x, 4 * ROWS * S, V, T)
+    delta = linear(part(selected, 0, S), matrices + B.m_dt, WIDTH, V, T)
+    delta = softplus(delta + load_vector(weights + B.w_dt_bias, D))[None, :]
+    B_re, C_re = part(selected, 1, S), part(selected, 1 + ROWS, S)
     B_im, C_im = B_re, C_re
     if ROWS == 2:
-        B_im, C_im = linear_pair(u, w_B + N, w_B + 3 * N, D, N, STRIDE, T)
-    delta = linear(delta, matrices + B.w_dt, B.dt_rank, D, D, T)
-    delta = softplus(delta + load_vector(weights + B.w_dt_bias, D))[None, :]
+        B_im, C_im = part(selected, 2, S), part(selected, 4, S)
     y = tl.zeros((HEIGHT, WIDTH), tl.float32)
     o = tl.arange(0, WIDTH)[None, :]
     for c in range((N + HEIGHT - 1) // HEIGHT):
@@ -221,78 +225,81 @@ def scan_selective(u, weights, matrices, state, B: tl.constexpr, T: tl.constexpr
 
 
 @triton.jit
-def mamba(x, weights, matrices, state, B: tl.constexpr, T: tl.constexpr):
+def mamba(x, weights, matrices, state, B: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
     """Return x plus the Mamba mixer of norm(x)."""
     D: tl.constexpr = B.d_inner
-    w_in = matrices + B.w_in
     normed = normalise(x, B.d_model)
-    u, z = linear_pair(normed, w_in, w_in + D, B.d_model, D, 2 * D, T)
+    u, z = linear_pair(normed, matrices + B.m_in, max(LEAST, triton.next_power_of_2(D)), V, T)
     u = convolve(u, weights, state, B)
     if B.kind == LTI:
         y = scan_time_invariant(u, weights, state, B, T)
     else:
-        y = scan_selective(u, weights, matrices, state, B, T)
+        y = scan_selective(u, weights, matrices, state, B, V, T)
     y = (y + load_vector(weights + B.w_skip, D) * u) * silu(z)
-    return x + linear(y, matrices + B.w_out, D, B.d_model, B.d_model, T)
+    return x + linear(y, matrices + B.m_out, x.shape[0], V, T)
 
 
 @triton.jit
-def s4(x, weights, matrices, state, B: tl.constexpr, T: tl.constexpr):
+def s4(x, weights, matrices, state, B: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
     """Return x plus the S4 mixer of norm(x), and then plus the MLP of its norm."""
     D: tl.constexpr = B.d_model
     normed = normalise(x, D)
     y = scan_time_invariant(normed, weights, state, B, T)
     y = gelu(y + load_vector(weights + B.w_skip, D) * normed)
-    w_out = matrices + B.w_out
-    value, gate = linear_pair(y, w_out, w_out + D, D, D, 2 * D, T)
+    value, gate = linear_pair(y, matrices + B.m_out, x.shape[0], V, T)
     value += load_vector(weights + B.w_out_bias, D)
     gate += load_vector(weights + (B.w_out_bias + D), D)
     x += value * sigmoid(gate)
 
-    hidden = linear(normalise(x, D), matrices + B.w_up, D, B.d_mlp, B.d_mlp, T)
+    HIDDEN: tl.constexpr = max(LEAST, triton.next_power_of_2(B.d_mlp))
+    hidden = linear(normalise(x, D), matrices + B.m_up, HIDDEN, V, T)
     hidden = gelu(hidden + load_vector(weights + B.w_up_bias, B.d_mlp))
-    y = linear(hidden, matrices + B.w_down, B.d_mlp, D, D, T)
+    y = linear(hidden, matrices + B.m_down, x.shape[0], V, T)
     return x + y + load_vector(weights + B.w_down_bias, D)
 
 
 @triton.jit
-def run_tier(x, t, weights, matrices, state, P: tl.constexpr, T: tl.constexpr):
+def run_tier(x, t, weights, matrices, state, P: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
     """Pass x, the tier's frame t, through the tier; run those inside it where their frame is whole.
 
     They speak to this tier's next frame, so this one's result does not wait for them.
     """
     B: tl.constexpr = P.block
+    J: tl.constexpr = P.joint
     D: tl.constexpr = B.d_model
-    if P.pool > 0:
-        BLOCKS: tl.constexpr = 2 * P.blocks
-        at = (t % P.pool).to(tl.int32)
-    else:
-        BLOCKS: tl.constexpr = P.blocks
-        at = 0
+    HAS_INNER: tl.constexpr = J.pool > 0
+    BLOCKS: tl.constexpr = 2 * P.blocks if HAS_INNER else P.blocks
+    at = 0
+    if HAS_INNER:
+        at = (t % J.pool).to(tl.int32)
     for i in range(BLOCKS):
-        back = i >= P.blocks
         w = i * P.w_step
+        m = i * P.m_step
         s = i * P.s_step
-        if P.pool > 0:
-            if i == P.blocks:
-                store_vector(state + P.s_frame + at * D, x, D)
-                x += load_vector(state + P.s_late + at * D, D)
-            w = tl.where(back, P.w_back + (i - P.blocks) * P.w_step, w)
-            s = tl.where(back, P.s_back + (i - P.blocks) * P.s_step, s)
+        if HAS_INNER:
+            j = i - P.blocks
+            if j == 0:
+                store_vector(state + J.s_frame + at * D, x, D)
+                x += load_vector(state + J.s_late + at * D, D)
+            w = tl.where(j < 0, w, P.w_back + j * P.w_step)
+            m = tl.where(j < 0, m, P.m_back + j * P.m_step)
+            s = tl.where(j < 0, s, P.s_back + j * P.s_step)
         if B.kind == S4_MLP:
-            x = s4(x, weights + w, matrices + w, state + s, B, T)
+            x = s4(x, weights + w, matrices + m, state + s, B, V, T)
         else:
-            x = mamba(x, weights + w, matrices + w, state + s, B, T)
-    if P.pool > 0:
-        if at == P.pool - 1:
+            x = mamba(x, weights + w, matrices + m, state + s, B, V, T)
+    if HAS_INNER:
+        if at == J.pool - 1:
             INNER: tl.constexpr = P.inner
-            SIZE: tl.constexpr = P.pool * D
+            SIZE: tl.constexpr = J.pool * D
             WIDE: tl.constexpr = INNER.block.d_model
+            OUT: tl.constexpr = max(LEAST, triton.next_power_of_2(WIDE))
+            LATE: tl.constexpr = max(LEAST, triton.next_power_of_2(SIZE))
             tl.debug_barrier()  # the frame was written by other threads
-            low = linear_of_memory(state + P.s_frame, matrices + P.w_pooling, SIZE, WIDE, T)
-            low += load_vector(weights + P.w_pooling_bias, WIDE)
-            low = run_tier(low, t // P.pool, weights, matrices, state, INNER, T)
-            late = linear(low, matrices + P.w_unpooling, WIDE, SIZE, SIZE, T)
-            late += load_vector(weights + P.w_unpooling_bias, SIZE)
-            store_vector(state + P.s_late, late, SIZE)
+            low = linear_of_memory(state + J.s_frame, matrices + J.m_pooling, SIZE, OUT, V, T)
+            low += load_vector(weights + J.w_pooling_bias, WIDE)
+            low = run_tier(low, t // J.pool, weights, matrices, state, INNER, V, T)
+            late = linear(low, matrices + J.m_unpooling, LATE, V, T)
+            late += load_vector(weights + J.w_unpooling_bias, SIZE)
+            store_vector(state + J.s_late, late, SIZE)
     return x
