@@ -243,7 +243,7 @@ def unpack_state(layout: Layout, flat: Tensor) -> list[Tensor]:
         x = flat[:, leaf.at : leaf.at + leaf.size].clone()
         if leaf.is_scan:
             channels, n = leaf.shape
-            rows = x.view(len(x), n, -1, channels).permute(0, 3, 1, 2)  # (.., channels, state, rows)
+            rows = x.view(len(x), n, -1, channels).movedim(-1, 1)  # (.., channels, state, rows)
             x = torch.complex(rows[..., 0], rows[..., 1]) if leaf.is_complex else rows[..., 0]
         tensors.append(x.reshape(len(x), *leaf.shape))
     return tensors

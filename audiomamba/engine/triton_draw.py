@@ -36,7 +36,8 @@ def exp_negative(x):
 def gaps(logits, LEVELS: tl.constexpr):
     """Return how far each logit lies below the largest, and whether all are finite."""
     inside = tl.arange(0, logits.shape[0]) < LEVELS
-    largest = tl.max(tl.where(inside, logits, float("-inf")), axis=0)
+    number = logits == logits  # what is none, a maximum may pass over
+    largest = tl.max(tl.where(inside & number, logits, float("-inf")), axis=0)
     gap = tl.where(inside, largest - logits, 0.0)
     return gap, tl.sum((gap < float("inf")).to(tl.int32), axis=0) == logits.shape[0]
 

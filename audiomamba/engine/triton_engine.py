@@ -12,22 +12,11 @@ from audiomamba.engine.triton_loop import run_kernel
 from audiomamba.engine.triton_plan import plan_net
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed
-from audiomamba_kernels.backend import why_not
 
 DTYPES = (torch.float32, torch.bfloat16)
 LOAD = 16  # bytes
 LEVELS = 4096  # more do not fit in registers
 NUMBERS_A_THREAD = 64  # of a matrix, in registers at once
-
-
-def why_not_triton(network: WaveformModel) -> str | None:
-    """Return why the kernel cannot run a model where it is, or None if it can."""
-    config = network.config
-    if any(tier.mixer == "attention" for tier in config.tiers):
-        return "it has no attention"
-    if config.tokenizer.levels > LEVELS:
-        return f"the model has {config.tokenizer.levels} levels, and it at most {LEVELS}"
-    return why_not("triton", network.embedding.weight)
 
 
 class TritonEngine:
@@ -40,15 +29,16 @@ class TritonEngine:
             share a multiprocessor.
 
     Raises:
-        ValueError: If the model cannot run, or dtype is another.
+        ValueError: If the model has an attention mixer or more than LEVELS levels, or dtype is
+            another.
     """
 
     def __init__(
         self, network: WaveformModel, *, dtype: torch.dtype = torch.float32, num_warps: int = 8
     ) -> None:
-        reason = why_not_triton(network)
-        if reason:
-            raise ValueError(f"the Triton engine cannot run: {reason}")
+        levels = network.config.tokenizer.levels
+        if levels > LEVELS:
+            raise ValueError(f"the model has {levels} levels; the Triton engine at most {LEVELS}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype}; choose torch.float32 or torch.bfloat16")
         self.config = network.config
@@ -142,8 +132,9 @@ class Streams:
         if tokens.shape[1] == 0:
             return
         sampling = sampling or Sampling()
-        numbers = [_signed(check_seed(first + i, "index")) for i in range(streams)]
-        seeds = torch.tensor([[_signed(check_seed(seed)), number] for number in numbers])
+        key = int(check_seed(seed))
+        numbers = [int(check_seed(first + i, "index")) for i in range(streams)]
+        seeds = torch.tensor([[_signed(key), _signed(number)] for number in numbers])
         self._stream[:, 2:] = seeds.to(tokens.device)
         top_k = levels if sampling.top_k is None else min(int(sampling.top_k), levels)
         top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
@@ -173,5 +164,4 @@ class Streams:
 
 def _signed(number: int) -> int:
     """Return an unsigned number of 64 bits as the signed one of the same bits."""
-    number = int(number)
     return number - (1 << 64) if number >> 63 else number

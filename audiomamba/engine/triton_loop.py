@@ -6,7 +6,14 @@ import triton
 import triton.language as tl
 
 from audiomamba.engine.triton_draw import FAILED, draw, gaps, nats, uniform
-from audiomamba.engine.triton_step import LEAST, linear, load_vector, normalise, run_tier, store_vector
+from audiomamba.engine.triton_step import (
+    LEAST,
+    linear,
+    load_vector,
+    normalise,
+    run_tier,
+    store_vector,
+)
 
 
 @triton.jit(do_not_specialize=["samples"])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiomamba.engine.layout import BLOCK, S4_MLP, S6, TIER, Floats, Layout
+from audiomamba.engine.layout import S4_MLP, S6, Floats, Layout
 
 LEAST = 8  # numbers in a padded vector
 
@@ -207,8 +207,12 @@ def _plan_tier(
     return TierPlan(
         _record(_numbers(plan.blocks[down]) | places[down]),
         blocks,
-        *(distance(prefix, after) for prefix in ("w_", "m_", "s_")),
-        *(distance(prefix, back) for prefix in ("w_", "m_", "s_")),
+        distance("w_", after),
+        distance("m_", after),
+        distance("s_", after),
+        distance("w_", back),
+        distance("m_", back),
+        distance("s_", back),
         _record(_numbers(tier) | m),
         inner,
     )

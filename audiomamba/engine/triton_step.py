@@ -112,13 +112,13 @@ def normalise(x, SIZE: tl.constexpr):
 
 @triton.jit
 def silu(x):
-    """x / (1 + e^-x)."""
+    """Return x / (1 + e^-x)."""
     return x * sigmoid(x)
 
 
 @triton.jit
 def gelu(x):
-    """x times the normal distribution's mass below x."""
+    """Return x times the normal distribution's mass below x."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
@@ -143,10 +143,10 @@ def convolve(x, weights, state, B: tl.constexpr):
 
 
 @triton.jit
-def advance(a_re, a_im, b_re, b_im, c_re, c_im, h_ptr, u, m, D: tl.constexpr, COMPLEX: tl.constexpr):
+def advance(a_re, a_im, b_re, b_im, c_re, c_im, h_ptr, u, m, D: tl.constexpr, ROWS: tl.constexpr):
     """Compute h = a h + b u in memory; return c h, or Re(c h); tiles are (state, channels)."""
     h_re = tl.load(h_ptr, m, other=0.0)
-    if COMPLEX:
+    if ROWS == 2:
         h_im = tl.load(h_ptr + D, m, other=0.0)
         re = a_re * h_re - a_im * h_im + b_re * u
         im = a_re * h_im + a_im * h_re + b_im * u
@@ -181,14 +181,12 @@ def scan_time_invariant(u, weights, state, B: tl.constexpr, T: tl.constexpr):
             b_im = tl.load(p + 3 * D, m, other=0.0)
             c_im = tl.load(p + 5 * D, m, other=0.0)
         h = state + B.s_scan + n * (ROWS * D) + o
-        y += advance(a_re, a_im, b_re, b_im, c_re, c_im, h, u[None, :], m, D, ROWS == 2)
+        y += advance(a_re, a_im, b_re, b_im, c_re, c_im, h, u[None, :], m, D, ROWS)
     return tl.sum(y, axis=0)
 
 
 @triton.jit
-def scan_selective(
-    u, weights, matrices, state, B: tl.constexpr, V: tl.constexpr, T: tl.constexpr
-):
+def scan_selective(u, weights, matrices, state, B: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
     """Return the scan of u with the decay, gain and C that this u selects."""
     D: tl.constexpr = B.d_inner
     N: tl.constexpr = B.d_state
@@ -220,7 +218,7 @@ def scan_selective(
             b_im, c_im = part(B_im, c, HEIGHT)[:, None], part(C_im, c, HEIGHT)[:, None]
         h = state + B.s_scan + n * (ROWS * D) + o
         du = delta * u[None, :]
-        y += advance(a_re, a_im, b_re, b_im, c_re, c_im, h, du, m, D, ROWS == 2)
+        y += advance(a_re, a_im, b_re, b_im, c_re, c_im, h, du, m, D, ROWS)
     return tl.sum(y, axis=0)
 
 
@@ -289,17 +287,24 @@ def run_tier(x, t, weights, matrices, state, P: tl.constexpr, V: tl.constexpr, T
         else:
             x = mamba(x, weights + w, matrices + m, state + s, B, V, T)
     if HAS_INNER:
-        if at == J.pool - 1:
-            INNER: tl.constexpr = P.inner
-            SIZE: tl.constexpr = J.pool * D
-            WIDE: tl.constexpr = INNER.block.d_model
-            OUT: tl.constexpr = max(LEAST, triton.next_power_of_2(WIDE))
-            LATE: tl.constexpr = max(LEAST, triton.next_power_of_2(SIZE))
-            tl.debug_barrier()  # the frame was written by other threads
-            low = linear_of_memory(state + J.s_frame, matrices + J.m_pooling, SIZE, OUT, V, T)
-            low += load_vector(weights + J.w_pooling_bias, WIDE)
-            low = run_tier(low, t // J.pool, weights, matrices, state, INNER, V, T)
-            late = linear(low, matrices + J.m_unpooling, LATE, V, T)
-            late += load_vector(weights + J.w_unpooling_bias, SIZE)
-            store_vector(state + J.s_late, late, SIZE)
+        run_inside(at, t, weights, matrices, state, P, V, T)
     return x
+
+
+@triton.jit
+def run_inside(at, t, weights, matrices, state, P: tl.constexpr, V: tl.constexpr, T: tl.constexpr):
+    """Run the tiers inside this one if sample `at` made its frame whole."""
+    J: tl.constexpr = P.joint
+    INNER: tl.constexpr = P.inner
+    SIZE: tl.constexpr = J.pool * J.d_model
+    WIDE: tl.constexpr = INNER.block.d_model
+    OUT: tl.constexpr = max(LEAST, triton.next_power_of_2(WIDE))
+    LATE: tl.constexpr = max(LEAST, triton.next_power_of_2(SIZE))
+    if at == J.pool - 1:
+        tl.debug_barrier()  # other threads wrote the frame
+        low = linear_of_memory(state + J.s_frame, matrices + J.m_pooling, SIZE, OUT, V, T)
+        low += load_vector(weights + J.w_pooling_bias, WIDE)
+        low = run_tier(low, t // J.pool, weights, matrices, state, INNER, V, T)
+        late = linear(low, matrices + J.m_unpooling, LATE, V, T)
+        late += load_vector(weights + J.w_unpooling_bias, SIZE)
+        store_vector(state + J.s_late, late, SIZE)
