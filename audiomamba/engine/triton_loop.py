@@ -74,9 +74,10 @@ def run_kernel(
         gap, finite = gaps(logits, LEVELS)
         token = tl.load(tokens_ptr + i)
         if token < 0:
-            u = uniform(seed, number, t)
-            drawn = draw(gap, u, temperature, top_k, top_p, LEVELS)
-            token = tl.where(finite & (previous >= 0), drawn, FAILED)
+            token = FAILED
+            if finite & (previous >= 0):
+                u = uniform(seed, number, t)
+                token = draw(gap, u, temperature, top_k, top_p, LEVELS)
             tl.store(tokens_ptr + i, token)
         spent += nats(gap, token, LEVELS)
         previous = token
