@@ -247,8 +247,8 @@ from audiomamba.models.waveform import WaveformModel
 REAL = Tier(mixer="s6")
 MODELS = {"piano": ModelConfig(), "sc09": unet(64, 8, (4, 4), REAL, REAL)}
 POINTERS = {"tokens_ptr": "*i32", "stream_ptr": "*i64", "nats_ptr": "*fp64", "options_ptr": "*fp64"}
-for name, capability, dtype, vector in (("piano", 80, "*fp32", 4), ("sc09", 90, "*bf16", 8)):
-    constants = {"NET": plan_net(Layout(WaveformModel(MODELS[name])), vector)[0], "TILE": 16384}
+for name, capability, dtype, size in (("piano", 80, "*fp32", 4), ("sc09", 90, "*bf16", 2)):
+    constants = {"NET": plan_net(Layout(WaveformModel(MODELS[name])), size)[0], "TILE": 16384}
     signature = {n: POINTERS.get(n, "*fp32") for n in run_kernel.arg_names}
     signature |= {"matrices_ptr": dtype, "samples": "i32"} | dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(8)}

@@ -14,7 +14,6 @@ from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed
 
 DTYPES = (torch.float32, torch.bfloat16)
-LOAD = 16  # bytes
 LEVELS = 4096  # more do not fit in registers
 NUMBERS_A_THREAD = 64  # of a matrix, in registers at once
 
@@ -45,7 +44,7 @@ class TritonEngine:
         self.layout = Layout(network)
         self.num_warps = num_warps
         self.tile = NUMBERS_A_THREAD * 32 * num_warps
-        self.net, weights, matrices = plan_net(self.layout, LOAD // dtype.itemsize)
+        self.net, weights, matrices = plan_net(self.layout, dtype.itemsize)
         device = network.embedding.weight.device
         self.weights, self.matrices = weights.to(device), matrices.to(device, dtype)
 

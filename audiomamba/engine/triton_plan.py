@@ -21,6 +21,8 @@ from torch import Tensor
 from audiomamba.engine.layout import S4_MLP, S6, Floats, Layout
 
 LEAST = 8  # numbers in a padded vector
+LOAD = 16  # bytes that a thread loads at once
+AHEAD = 96 * 1024  # bytes; two blocks of as many fit in the nearest cache of an H100
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class TierPlan:
             s_back.
         m_back: See w_back.
         s_back: See w_back.
+        m_first: Place of the first block's matrices.
+        m_ahead: Count of numbers of a block's matrices that are brought near while the block before
+            runs: all, or 0 if they are too many.
         joint: The joint with the inner tier: `layout.TIER`, and m_ places in the matrices.
         inner: The next tier, or None.
     """
@@ -62,6 +67,8 @@ class TierPlan:
     w_back: int
     m_back: int
     s_back: int
+    m_first: int
+    m_ahead: int
     joint: Record
     inner: TierPlan | None
 
@@ -98,28 +105,28 @@ class Packer:
     """Matrices one after another.
 
     Attributes:
+        vector: Neighbouring inputs that a thread loads at once.
         size: Count of numbers so far.
     """
 
     def __init__(self, vector: int) -> None:
         self.size = 0
-        self._vector = vector
+        self.vector = vector
         self._parts: list[Floats] = []
 
-    def put(self, matrix: Floats, segments: int = 1, segment: int = 0) -> int:
+    def put(self, matrix: Floats, segments: int = 1) -> int:
         """Add a matrix (inputs, outputs) and return its place.
 
         Args:
             matrix: Its columns may be `segments` matrices side by side, which then alternate
                 column by column.
             segments: See matrix.
-            segment: If not 0, the columns are padded to as many; else to a power of two.
         """
         rows, columns = matrix.shape
         width = columns // segments
-        out = np.zeros((padded(rows), segment or padded(width), segments), np.float32)
+        out = np.zeros((padded(rows), padded(width), segments), np.float32)
         out[:rows, :width] = matrix.reshape(rows, segments, width).transpose(0, 2, 1)
-        out = out.reshape(-1, self._vector, out.shape[1] * segments).transpose(0, 2, 1)
+        out = out.reshape(-1, self.vector, out.shape[1] * segments).transpose(0, 2, 1)
         at = self.size
         self._parts.append(out.reshape(-1))
         self.size += out.size
@@ -130,21 +137,32 @@ class Packer:
         return torch.from_numpy(np.concatenate(self._parts))
 
 
-def plan_net(layout: Layout, vector: int) -> tuple[NetPlan, Tensor, Tensor]:
-    """Return constants, weights and matrices, float32 on the CPU."""
-    plan, packer = layout.plan, Packer(vector)
-    places = [_pack_block(plan.weights, block, packer) for block in plan.blocks]
-    outer = _plan_tier(layout, 0, packer, places)
+def plan_net(layout: Layout, itemsize: int) -> tuple[NetPlan, Tensor, Tensor]:
+    """Return constants, weights and matrices, float32 on the CPU.
+
+    Args:
+        layout: Of the model.
+        itemsize: Bytes of a number of the matrices that will be used.
+    """
+    plan, packer = layout.plan, Packer(LOAD // itemsize)
+    blocks = []
+    for block in plan.blocks:
+        start = packer.size
+        place = _pack_block(plan.weights, block, packer)
+        blocks.append(place | {"m_first": start, "m_size": packer.size - start})
+    outer = _plan_tier(layout, 0, packer, blocks)
     levels = len(plan.embedding)
     m_head = packer.put(plan.head.reshape(-1, levels))
     parts = [plan.weights, plan.embedding.reshape(-1), plan.head_bias]
     w_embedding, w_head_bias = np.cumsum([len(part) for part in parts[:2]]).tolist()
-    net = NetPlan(outer, levels, w_embedding, w_head_bias, m_head, layout.state_size, vector)
+    net = NetPlan(
+        outer, levels, w_embedding, w_head_bias, m_head, layout.state_size, LOAD // itemsize
+    )
     return net, torch.from_numpy(np.concatenate(parts)), packer.joined()
 
 
 def _pack_block(weights: Floats, block: Any, packer: Packer) -> dict[str, int]:
-    """Add a block's matrices; return their places and the width of a segment of W_x."""
+    """Add a block's matrices and return their places."""
 
     def matrix(name: str, rows: str, columns: int) -> Floats:
         at, n = block[name], block[rows]
@@ -162,20 +180,13 @@ def _pack_block(weights: Floats, block: Any, packer: Packer) -> dict[str, int]:
         "m_out": packer.put(matrix("w_out", "d_inner", d_model)),
     }
     if block["kind"] == S6:
-        rank, n, maps = int(block["dt_rank"]), int(block["d_state"]), 2 + 2 * block["is_complex"]
-        # step size, B and C (all real and then all imaginary parts), each at the start of a segment
-        segment = max(padded(rank), padded(n))
-        selected = matrix("w_x", "d_inner", rank + maps * n)
-        spread = np.zeros((d_inner, 2 * maps, segment), np.float32)
-        spread[:, 0, :rank] = selected[:, :rank]
-        spread[:, 1 : 1 + maps, :n] = selected[:, rank:].reshape(d_inner, maps, n)
-        dt = np.zeros((segment, d_inner), np.float32)
-        dt[:rank] = matrix("w_dt", "dt_rank", d_inner)
-        places |= {
-            "segment": segment,
-            "m_x": packer.put(spread.reshape(d_inner, -1)),
-            "m_dt": packer.put(dt),
-        }
+        rank, n, rows = int(block["dt_rank"]), int(block["d_state"]), 1 + int(block["is_complex"])
+        selected = matrix("w_x", "d_inner", rank + 2 * rows * n)
+        dt, maps = selected[:, :rank], selected[:, rank:].reshape(d_inner, 2, rows, n)
+        places["m_x"] = packer.put(dt)
+        for row, name in enumerate(("m_maps", "m_maps_im")[:rows]):  # of B and C
+            places[name] = packer.put(maps[:, :, row].reshape(d_inner, 2 * n), segments=2)
+        places["m_dt"] = packer.put(matrix("w_dt", "dt_rank", d_inner))
     return places
 
 
@@ -197,11 +208,13 @@ def _plan_tier(
         inner = _plan_tier(layout, depth + 1, packer, places)
 
     def distance(prefix: str, other: int) -> int:
+        # m_size is the same in both
         a, b = _numbers(plan.blocks[down]) | places[down], _numbers(plan.blocks[other])
         b |= places[other]
         # absent parts are at 0 in both
         return max((b[name] - a[name] for name in a if name.startswith(prefix)), key=abs)
 
+    m_first, m_size = places[down]["m_first"], places[down]["m_size"]
     after = down + 1 if blocks > 1 else down
     back = up if tier["pool"] else down
     return TierPlan(
@@ -213,6 +226,8 @@ def _plan_tier(
         distance("w_", back),
         distance("m_", back),
         distance("s_", back),
+        m_first,
+        m_size if m_size * LOAD // packer.vector <= AHEAD else 0,
         _record(_numbers(tier) | m),
         inner,
     )

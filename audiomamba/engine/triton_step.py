@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from audiomamba.engine import layout, triton_plan
-from audiomamba_kernels.selective_scan.triton_math import LOG2E, decay, sigmoid, softplus
+from audiomamba_kernels.selective_scan.triton_math import LOG2E, decay, prefetch, sigmoid, softplus
 
 LTI = tl.constexpr(layout.LTI)
 S4_MLP = tl.constexpr(layout.S4_MLP)
@@ -45,6 +45,14 @@ def part(x, c, SIZE: tl.constexpr):
     else:
         mine = tl.arange(0, COUNT)[:, None] == c
         return tl.sum(tl.where(mine, tl.reshape(x, (COUNT, SIZE)), 0.0), axis=0)
+
+
+@triton.jit
+def fetch_ahead(p, SIZE: tl.constexpr):
+    """Bring SIZE numbers into the cache that is nearest, without waiting for them."""
+    LINE: tl.constexpr = 128 // (p.dtype.element_ty.primitive_bitwidth // 8)
+    line = tl.arange(0, triton.next_power_of_2((SIZE + LINE - 1) // LINE))
+    prefetch(p + tl.minimum(line * LINE, SIZE - 1))
 
 
 @triton.jit
@@ -190,17 +198,17 @@ def scan_selective(u, weights, matrices, state, B: tl.constexpr, V: tl.constexpr
     """Return the scan of u with the decay, gain and C that this u selects."""
     D: tl.constexpr = B.d_inner
     N: tl.constexpr = B.d_state
-    S: tl.constexpr = B.segment
     ROWS: tl.constexpr = 2 if B.is_complex else 1
     WIDTH: tl.constexpr = u.shape[0]
     HEIGHT: tl.constexpr = min(triton.next_power_of_2(N), max(1, T // (4 * WIDTH)))
-    selected = linear(u, matrices + B.m_x, 4 * ROWS * S, V, T)
-    delta = linear(part(selected, 0, S), matrices + B.m_dt, WIDTH, V, T)
+    MAPS: tl.constexpr = max(LEAST, triton.next_power_of_2(N))
+    RANK: tl.constexpr = max(LEAST, triton.next_power_of_2(B.dt_rank))
+    delta = linear(linear(u, matrices + B.m_x, RANK, V, T), matrices + B.m_dt, WIDTH, V, T)
     delta = softplus(delta + load_vector(weights + B.w_dt_bias, D))[None, :]
-    B_re, C_re = part(selected, 1, S), part(selected, 1 + ROWS, S)
+    B_re, C_re = linear_pair(u, matrices + B.m_maps, MAPS, V, T)
     B_im, C_im = B_re, C_re
     if ROWS == 2:
-        B_im, C_im = part(selected, 2, S), part(selected, 4, S)
+        B_im, C_im = linear_pair(u, matrices + B.m_maps_im, MAPS, V, T)
     y = tl.zeros((HEIGHT, WIDTH), tl.float32)
     o = tl.arange(0, WIDTH)[None, :]
     for c in range((N + HEIGHT - 1) // HEIGHT):
@@ -282,6 +290,12 @@ def run_tier(x, t, weights, matrices, state, P: tl.constexpr, V: tl.constexpr, T
             w = tl.where(j < 0, w, P.w_back + j * P.w_step)
             m = tl.where(j < 0, m, P.m_back + j * P.m_step)
             s = tl.where(j < 0, s, P.s_back + j * P.s_step)
+        if P.m_ahead > 0:
+            following = m + P.m_step
+            if HAS_INNER:
+                following = tl.where(i == P.blocks - 1, P.m_back, following)
+            following = tl.where(i == BLOCKS - 1, 0, following)
+            fetch_ahead(matrices + (P.m_first + following), P.m_ahead)
         if B.kind == S4_MLP:
             x = s4(x, weights + w, matrices + m, state + s, B, V, T)
         else:
