@@ -100,6 +100,7 @@ class Streams:
         self._stream = torch.tensor([[position, previous, 0, 0]]).repeat(streams, 1)
         self._stream = self._stream.to(state.device)
         self._options = torch.empty(3, dtype=torch.float64, device=state.device)
+        self._told: tuple[Sampling, int, int] | None = None
 
     def run(
         self, tokens: Tensor, sampling: Sampling | None = None, seed: int = 0, first: int = 0
@@ -117,7 +118,7 @@ class Streams:
         Raises:
             ValueError: If tokens have another shape, type or device, or a seed is out of range.
         """
-        streams, levels = self.logits.shape
+        streams = len(self.logits)
         if tokens.shape[:1] != (streams,) or tokens.dim() != 2 or not tokens.is_contiguous():
             raise ValueError(
                 f"tokens have shape {tuple(tokens.shape)}; they must be contiguous, ({streams}, "
@@ -130,15 +131,7 @@ class Streams:
             )
         if tokens.shape[1] == 0:
             return
-        sampling = sampling or Sampling()
-        key = int(check_seed(seed))
-        numbers = [int(check_seed(first + i, "index")) for i in range(streams)]
-        seeds = torch.tensor([[_signed(key), _signed(number)] for number in numbers])
-        self._stream[:, 2:] = seeds.to(tokens.device)
-        top_k = levels if sampling.top_k is None else min(int(sampling.top_k), levels)
-        top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
-        options = torch.tensor([float(sampling.temperature), top_k, top_p], dtype=torch.float64)
-        self._options.copy_(options)
+        self._tell(sampling or Sampling(), seed, first)
         engine = self._engine
         run_kernel[(streams,)](
             tokens,
@@ -155,6 +148,21 @@ class Streams:
             num_warps=engine.num_warps,
         )
         self.position += tokens.shape[1]
+
+    def _tell(self, sampling: Sampling, seed: int, first: int) -> None:
+        """Write what is drawn, and how, where the kernel reads it: copies that wait for the GPU."""
+        if self._told == (sampling, seed, first):
+            return
+        streams, levels = self.logits.shape
+        key = _signed(int(check_seed(seed)))
+        numbers = [_signed(int(check_seed(first + i, "index"))) for i in range(streams)]
+        device = self._stream.device
+        self._stream[:, 2:] = torch.tensor([[key, number] for number in numbers]).to(device)
+        top_k = levels if sampling.top_k is None else min(int(sampling.top_k), levels)
+        top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
+        options = [float(sampling.temperature), top_k, top_p]
+        self._options.copy_(torch.tensor(options, dtype=torch.float64))
+        self._told = (sampling, seed, first)
 
     def state(self) -> list[Tensor]:
         """Return the leaves (streams, ...) of the PyTorch model's state at this point."""
