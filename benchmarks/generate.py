@@ -111,7 +111,12 @@ def kernel_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
 def engine_rows(name: str, network: WaveformModel, flags: argparse.Namespace) -> Iterator[Row]:
     """Time every engine as a user meets it, one stream and, of the fast ones, some."""
     samples = {"triton": 16000, "torch": 64, "numba": 16000}
-    for engine, count in (("triton", 1), ("triton", 64), ("torch", 1), ("numba", 1)):
+    for engine, count in (
+        ("triton", 1),
+        ("triton", 2 if flags.smoke else 64),
+        ("torch", 1),
+        ("numba", 1),
+    ):
         on = network.cpu() if engine == "numba" else network.to(flags.device)
         if why_not_engine(engine, on):  # type: ignore[arg-type]
             continue
