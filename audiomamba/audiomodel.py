@@ -74,7 +74,7 @@ class AudioModel:
 
     @property
     def engine(self) -> EngineName:
-        """What generates: "numba" (compiled, on a CPU) or "torch" (on a GPU or with attention)."""
+        """What generates: "numba" (on a CPU), "triton" (on a GPU), "torch" (with attention)."""
         return choose_engine(self.network)
 
     def warm_up(self, notify: Callable[[], None] | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,12 @@ from audiomamba.engine.engine import Engine, supports
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed, check_whole, sample, uniforms
 from audiomamba.state import leaves, map_state
+from audiomamba_kernels.backend import why_not
 
-EngineName = Literal["numba", "torch"]
+if TYPE_CHECKING:
+    from audiomamba.engine.triton_engine import Streams as TritonStreams
+
+EngineName = Literal["numba", "triton", "torch"]
 Tokens = NDArray[np.integer[Any]]
 Streams = Generator[tuple[int, Tokens], None, None]
 Progress = Callable[[int], None]
@@ -29,8 +33,11 @@ BLOCK = 2048  # samples that the compiled loop makes before it looks up, some 50
 TORCH_BLOCK = 32
 CHUNK = 1 << 16  # samples of a prompt read at once
 
-# Streams that step together on a GPU. Always as many, so that the order of sums inside a matrix
-# product, and with it a stream's samples, does not depend on how many streams are asked for.
+TRITON_BLOCK = 1024
+TOGETHER = 1024  # streams of a launch of the Triton kernel, which need 0.3 MB each of a GPU
+
+# Streams that PyTorch steps together on a GPU. Always as many, so that the order of sums inside a
+# matrix product, and with it a stream's samples, does not depend on how many are asked for.
 ROWS = 8
 
 
@@ -62,9 +69,28 @@ class Job:
 
 
 def choose_engine(network: WaveformModel) -> EngineName:
-    """Return what runs this model: "numba" on a CPU, "torch" on a GPU or with attention."""
-    on_cpu = network.embedding.weight.device.type == "cpu"
-    return "numba" if on_cpu and supports(network.config) else "torch"
+    """Return the fastest engine that can run this model where it is."""
+    names: tuple[EngineName, ...] = ("numba", "triton", "torch")
+    on_gpu = network.embedding.weight.device.type != "cpu"
+    return next(name for name in names[on_gpu:] if why_not_engine(name, network) is None)
+
+
+def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
+    """Return why an engine cannot run a model where it is, or None if it can."""
+    weight = network.embedding.weight
+    if engine == "torch":
+        return None
+    if not supports(network.config):
+        return "it has no attention"
+    if engine == "numba":
+        return None if weight.device.type == "cpu" else f"the model is on {weight.device}"
+    reason = why_not("triton", weight)
+    if reason is None:
+        from audiomamba.engine.triton_engine import LEVELS
+
+        if network.config.tokenizer.levels > LEVELS:
+            reason = f"the model has {network.config.tokenizer.levels} levels, more than {LEVELS}"
+    return reason
 
 
 def generate_streams(
@@ -83,8 +109,8 @@ def generate_streams(
         job: What to generate.
         num: Count of streams.
         first: Number of the first.
-        engine: "numba" (one stream a CPU core), "torch" (any device; on a CPU the slow oracle), or
-            None for `choose_engine`.
+        engine: "numba" (one stream a CPU core), "triton" (a GPU), "torch" (any device and mixer,
+            the slow oracle), or None for `choose_engine`.
         progress: Called in this thread with the count of samples newly made.
 
     Returns:
@@ -103,12 +129,13 @@ def generate_streams(
     engine = engine or choose_engine(network)
     if engine not in get_args(EngineName):
         raise ValueError(f"engine is {engine!r}; choose one of {', '.join(get_args(EngineName))}")
-    if engine == "numba" and choose_engine(network) != "numba":
+    reason = why_not_engine(engine, network)
+    if reason is not None:
         raise ValueError(
-            "the numba engine needs a model on the CPU, without attention; use 'torch'"
+            f"the {engine} engine cannot run: {reason}; use {choose_engine(network)!r}"
         )
     indices = range(first, first + num)
-    run = _compiled if engine == "numba" else _stepped
+    run = {"numba": _compiled, "triton": _launched, "torch": _stepped}[engine]
     return run(network, job, indices, progress or (lambda made: None))
 
 
@@ -171,6 +198,72 @@ def _compiled(network: WaveformModel, job: Job, indices: range, progress: Progre
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _launched(network: WaveformModel, job: Job, indices: range, progress: Progress) -> Streams:
+    """Run streams side by side on a GPU, a block of samples a launch."""
+    from audiomamba.engine.triton_engine import TritonEngine
+
+    engine = TritonEngine(network)
+    state, read = prefill(network, job.prompt)
+    previous = int(job.prompt[read - 1]) if read else None
+    start, dtype = leaves(state), network.config.tokenizer.dtype
+    for at in range(0, len(indices), TOGETHER):
+        group = indices[at : at + TOGETHER]
+        streams = engine.start(start, streams=len(group), position=read, previous=previous)
+        tokens = np.empty((len(group), job.samples), dtype)
+        done = 0
+        for block in _blocks(streams, job, read, group):
+            tokens[:, done : done + block.shape[1]] = block
+            done += block.shape[1]
+            progress(block.size)
+        for index in group:
+            yield index, tokens[index - group.start].copy()
+
+
+@torch.inference_mode()
+def _blocks(
+    streams: TritonStreams, job: Job, read: int, group: range
+) -> Generator[Tokens, None, None]:
+    """Yield blocks (streams, samples) while the next one is made."""
+    device = streams.logits.device
+
+    def launch(tokens: Tensor) -> Tensor:
+        streams.run(tokens, job.sampling, job.seed, group.start)
+        return tokens
+
+    given = torch.from_numpy(job.prompt[read:].astype(np.int32)).to(device)
+    launch(given.repeat(len(group), 1))
+    waiting: list[tuple[Tensor, torch.cuda.Event | None]] = []
+    for at in range(0, job.samples, TRITON_BLOCK):
+        count = min(TRITON_BLOCK, job.samples - at)
+        shape = (len(group), count)
+        tokens = launch(torch.full(shape, -1, dtype=torch.int32, device=device))
+        if device.type == "cuda":
+            host = torch.empty(shape, dtype=torch.int32, pin_memory=True)
+            host.copy_(tokens, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(torch.cuda.current_stream(device))
+            waiting.append((host, copied))
+        else:
+            waiting.append((tokens, None))
+        if len(waiting) > 1:
+            yield _landed(*waiting.pop(0), at - TRITON_BLOCK + len(job.prompt))
+    yield _landed(*waiting.pop(0), streams.position - count)
+
+
+def _landed(tokens: Tensor, copied: torch.cuda.Event | None, position: int) -> Tokens:
+    """Wait for a block that begins at a position, and look at it."""
+    if copied is not None:
+        copied.synchronize()
+    block = tokens.numpy()
+    lost = (block < 0).any(axis=0)
+    if lost.any():
+        raise ValueError(
+            f"a logit is not finite at sample {position + int(lost.argmax())}; the weights are "
+            "damaged or training diverged"
+        )
+    return block
 
 
 @torch.inference_mode()

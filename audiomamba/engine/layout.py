@@ -221,27 +221,44 @@ class Layout:
         return leaf.at
 
 
+def pack_state(layout: Layout, tensors: Iterable[Tensor], flat: Tensor) -> None:
+    """Write the leaves (streams or 1, ...) of a model's state into flat states (streams, state).
+
+    Raises:
+        ValueError: If the leaves are those of another model or of another count of streams.
+    """
+    for leaf, x in zip(layout.leaves, tensors, strict=True):
+        if x.shape[1:] != leaf.shape or x.shape[0] not in (1, len(flat)):
+            raise ValueError(
+                f"a state of {tuple(x.shape)} came where {(len(flat), *leaf.shape)} belongs"
+            )
+        rows = _rows(x) if leaf.is_scan else x
+        flat[:, leaf.at : leaf.at + leaf.size] = rows.reshape(len(x), -1)
+
+
+def unpack_state(layout: Layout, flat: Tensor) -> list[Tensor]:
+    """Return the leaves (streams, ...) of flat states (streams, state), as copies."""
+    tensors = []
+    for leaf in layout.leaves:
+        x = flat[:, leaf.at : leaf.at + leaf.size].clone()
+        if leaf.is_scan:
+            channels, n = leaf.shape
+            rows = x.view(len(x), n, -1, channels).movedim(-1, 1)  # (.., channels, state, rows)
+            x = torch.complex(rows[..., 0], rows[..., 1]) if leaf.is_complex else rows[..., 0]
+        tensors.append(x.reshape(len(x), *leaf.shape))
+    return tensors
+
+
 def flatten_state(layout: Layout, tensors: Iterable[Tensor]) -> Floats:
     """Return the flat state of the leaves (1, ...) of a model's state."""
     flat = aligned(layout.state_size)
-    for leaf, x in zip(layout.leaves, tensors, strict=True):
-        if x.shape != (1, *leaf.shape):
-            raise ValueError(f"a state of {tuple(x.shape)} came where {(1, *leaf.shape)} belongs")
-        flat[leaf.at : leaf.at + leaf.size] = _floats(_rows(x[0]) if leaf.is_scan else x[0])
+    pack_state(layout, tensors, torch.from_numpy(flat)[None])
     return flat
 
 
 def unflatten_state(layout: Layout, flat: Floats) -> list[Tensor]:
     """Return the leaves (1, ...) of a model's state, on the CPU."""
-    tensors = []
-    for leaf in layout.leaves:
-        x = torch.from_numpy(flat[leaf.at : leaf.at + leaf.size].copy())
-        if leaf.is_scan:
-            channels, n = leaf.shape
-            rows = x.view(n, -1, channels).permute(2, 0, 1)  # (channels, state, rows)
-            x = torch.complex(rows[..., 0], rows[..., 1]) if leaf.is_complex else rows[..., 0]
-        tensors.append(x.reshape(1, *leaf.shape))
-    return tensors
+    return unpack_state(layout, torch.from_numpy(flat)[None])
 
 
 def aligned(size: int) -> Floats:
@@ -252,9 +269,9 @@ def aligned(size: int) -> Floats:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(channels, state) -> (state, rows, channels): one row, or real and imaginary parts."""
+    """(..., channels, state) -> (..., state, rows, channels): one row, or real and imaginary."""
     parts = torch.view_as_real(x) if x.is_complex() else x[..., None]
-    return parts.permute(1, 2, 0)
+    return parts.movedim(-3, -1)
 
 
 def _floats(x: Tensor) -> Floats:

@@ -174,7 +174,7 @@ def load_map(p, row, re, im, o_n, N: tl.constexpr, PER_STEP: tl.constexpr, COMPL
 
 
 @triton.jit
-def _prefetch(at):
+def prefetch(at):
     """Bring what is pointed at into the cache that is nearest, without waiting for it."""
     if not INTERPRETED:
         tl.inline_asm_elementwise(
@@ -195,7 +195,7 @@ def prefetch_map(
     W: tl.constexpr = 2 * N if COMPLEX else N
     o = tl.arange(0, triton.next_power_of_2((S * W + 7) // 8)) * 8  # one of each 32 bytes
     step = tl.maximum(tl.minimum(first + o // W, count - 1), 0)
-    _prefetch(p + (row + direction * step) * W + o % W)
+    prefetch(p + (row + direction * step) * W + o % W)
 
 
 @triton.jit
@@ -206,7 +206,7 @@ def prefetch_tile(p, channels, N: tl.constexpr, BD: tl.constexpr, COMPLEX: tl.co
     SECTORS: tl.constexpr = (BD + 7) // 8
     o = tl.arange(0, BW * SECTORS)
     o_d = tl.program_id(0) * BD + o % SECTORS * 8
-    _prefetch(p + tl.minimum(o // SECTORS, W - 1) * channels + tl.minimum(o_d, channels - 1))
+    prefetch(p + tl.minimum(o // SECTORS, W - 1) * channels + tl.minimum(o_d, channels - 1))
 
 
 @triton.jit
