@@ -114,6 +114,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         **made,
         "device": device_name(device),
         "parameters": sum(p.numel() for p in network.parameters()),
+        "seed": config.seed,
         "steps": trainer.global_step,
         "validation": [{"step": step, "accuracy": 100 * score} for step, score in module.history],
         "test": tested,

@@ -170,12 +170,26 @@ def test_the_figures_of_training_are_those_in_the_results() -> None:
         "samples/README.md",
         "audiomamba/weights/piano/README.md",
         "audiomamba/weights/digits/README.md",
+        "recipes/results/README.md",
     ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_results_of_recipes_say_what_made_them() -> None:
+    folder = ROOT / "recipes" / "results"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    for path in folder.glob("*.json"):
+        result = json.loads(path.read_text())
+        made = result if isinstance(result, list) else [result]
+        for key in ("command", "commit", "device", "seed", "versions"):
+            assert all(one.get(key) is not None for one in made), f"{path.name}: {key}"
+        assert not any("dirty" in one["commit"] for one in made), path.name
+        assert path.name in page, path.name
+        assert path.with_suffix(".png").exists(), path.name
 
 
 def test_the_map_names_every_file() -> None:
