@@ -54,7 +54,13 @@ ORDER = [
     {"audiomamba.engine"},
     {"audiomamba.generate"},
     {"audiomamba.audiomodel"},
-    {"audiomamba.doctor", "audiomamba.objective", "audiomamba.optim", "audiomamba.train_config"},
+    {
+        "audiomamba.doctor",
+        "audiomamba.encode",
+        "audiomamba.objective",
+        "audiomamba.optim",
+        "audiomamba.train_config",
+    },
     {
         "audiomamba.resume",
         "audiomamba.train_folder",
@@ -162,7 +168,9 @@ def run(*arguments):
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["generate", "--help"], ["encode", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     heavy = {"huggingface_hub", "numba", "numpy", "soundfile", "torch", *EXTRAS}
     assert not loaded_by(f"{RUN}\nrun(*{arguments!r})") & heavy
