@@ -85,6 +85,7 @@ def count_frames(lengths: Tensor, sample_rate: int = 16000) -> Tensor:
     return ((lengths - window) // hop + 1).clamp(min=0)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def mel_filters(n_mels: int, sample_rate: int) -> Tensor:
     """Return the weights of frequencies in bands, float64 (window // 2 + 1, n_mels).
 

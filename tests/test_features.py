@@ -60,6 +60,12 @@ def test_silence_and_autocast_are_finite() -> None:
     torch.testing.assert_close(log_mel(x)[0], torch.full((1, 3, 80), 1e-10).log())
 
 
+def test_it_is_one_graph() -> None:
+    x, lengths = torch.randn(2, 4000), torch.tensor([4000, 3000])
+    compiled = torch.compile(log_mel, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, lengths), log_mel(x, lengths))
+
+
 def test_what_is_wrong_is_said() -> None:
     with pytest.raises(ValueError, match=r"torch.int64 of shape \(3,\); it must be floating point"):
         log_mel(torch.arange(3))

@@ -12,9 +12,12 @@ from audiomamba.encoder import MambaEncoder
 
 
 class NeMoEncoder(nn.Module):
-    """An encoder for `_target_` in a NeMo model's config, called as `ConformerEncoder`.
+    """An encoder of a NeMo model, called as `ConformerEncoder`.
 
-    It has no neural types; NeMo checks those of its own modules only.
+    Set `model.encoder` to one, or name it as `_target_` in the config. NeMo 3.0 makes only what its
+    list of prefixes allows: append "audiomamba." to
+    `nemo.core.classes.common.ALLOWED_TARGET_PREFIXES` before. It has no neural types, which are
+    checked of NeMo's own modules only.
 
     Args:
         feat_in: Features a frame.
@@ -27,9 +30,10 @@ class NeMoEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(encoder, {**options, "d_input": feat_in})
-        # By these names NeMo's models ask for the widths.
+        # By these names NeMo's models ask for them.
         self._feat_in = feat_in
         self._feat_out = self.d_model = self.encoder.config.d_model
+        self.subsampling_factor = self.encoder.config.subsampling
 
     def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a padded batch.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audiomamba.adapters.build import build_encoder
+from audiomamba.adapters.masks import kept_lengths
 from audiomamba.encoder import MambaEncoder
 
 
@@ -53,7 +54,7 @@ class SpeechBrainEncoder(nn.Module):
         Raises:
             ValueError: If a shape, a type or a length is wrong.
         """
-        x = x.flatten(2)
+        x = x.flatten(2) if x.dim() == 4 else x
         lengths = None if wav_lens is None else absolute_lengths(wav_lens, x.shape[1])
         y: Tensor = self.encoder(x, lengths)[0]
         return y
@@ -117,11 +118,19 @@ class SpeechBrainLayers(nn.Module):
             )
         lengths = None
         if src_key_padding_mask is not None:
-            lengths = (~src_key_padding_mask).sum(1)
+            lengths = kept_lengths(~src_key_padding_mask, "src_key_padding_mask")
         chunk = None if causal or dynchunktrain_config is None else dynchunktrain_config.chunk_size
         return self.encoder(src, lengths, chunk=chunk)[0], None
 
 
 def absolute_lengths(wav_lens: Tensor, time: int) -> Tensor:
-    """Return relative lengths (batch,) as counts of `time` frames, rounded as SpeechBrain does."""
+    """Return relative lengths (batch,) as counts of `time` frames, rounded as SpeechBrain does.
+
+    Raises:
+        ValueError: If they are integers, as other toolkits' are.
+    """
+    if not wav_lens.is_floating_point():
+        raise ValueError(
+            f"wav_lens is {wav_lens.dtype}; SpeechBrain's are relative: divide by the longest"
+        )
     return torch.round(wav_lens * time).long()

@@ -65,8 +65,7 @@ class Transcriber(nn.Module):
         encoder = self.encoder
         state = encoder.initial_state(input.shape[0])
         if states is not None:
-            given = iter(leaf[0] for layer in states for leaf in layer)
-            state = map_state(lambda _: next(given), state)
+            state = _nested(states, state)
         waiting = state.features.shape[1]
         if encoder.config.direction == "causal":
             y, state = encoder.stream(zero_padding(input, lengths), state)
@@ -83,10 +82,8 @@ class Transcriber(nn.Module):
 
     def finish(self, states: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
         """Return what still waits at the end of streams in chunks, and its lengths."""
-        given = iter(leaf[0] for layer in states for leaf in layer)
         batch = states[0][0].shape[1]
-        state = map_state(lambda _: next(given), self.encoder.initial_state(batch))
-        y = self.encoder.finish(state)
+        y = self.encoder.finish(_nested(states, self.encoder.initial_state(batch)))
         return y, y.new_full((batch,), y.shape[1]).long()
 
 
@@ -142,3 +139,8 @@ class WaveformEncoder(nn.Module):
 def _listed(state: EncoderState) -> list[list[Tensor]]:
     parts = [(state.features, state.frames, state.subsampling), *state.layers]
     return [[leaf[None] for leaf in leaves(part)] for part in parts]
+
+
+def _nested(states: list[list[Tensor]], like: EncoderState) -> EncoderState:
+    given = iter(leaf[0] for layer in states for leaf in layer)
+    return map_state(lambda _: next(given), like)

@@ -30,11 +30,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from audiomamba.adapters.masks import kept_lengths
 from audiomamba.encoder import MambaEncoder
 from audiomamba.encoder_config import EncoderConfig
 from audiomamba.features import log_mel
 from audiomamba_kernels.ragged import valid
 
+MASK = "attention_mask"
 FIELDS = tuple(field.name for field in dataclasses.fields(EncoderConfig))
 
 
@@ -122,7 +124,7 @@ class AudiomambaEncoderModel(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        lengths = None if attention_mask is None else _lengths(attention_mask)
+        lengths = None if attention_mask is None else kept_lengths(attention_mask, MASK)
         states = None
         if output_hidden_states:
             hidden, _ = self.encoder.hidden_states(input_features, lengths)
@@ -139,7 +141,7 @@ class AudiomambaEncoderModel(PreTrainedModel):
     def _get_feature_vector_attention_mask(
         self, feature_vector_length: int, attention_mask: Tensor
     ) -> Tensor:
-        counts = self._get_feat_extract_output_lengths(_lengths(attention_mask))
+        counts = self._get_feat_extract_output_lengths(kept_lengths(attention_mask, MASK))
         return valid(counts, feature_vector_length)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -187,7 +189,7 @@ class AudiomambaFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: One waveform (samples,), in [-1, 1], or several.
-            sampling_rate: Theirs, in Hz, to be compared.
+            sampling_rate: Theirs, in Hz, to be compared; None is taken on trust.
             padding: As for `pad`: True is to the longest.
             return_tensors: "pt" or "np".
             **options: As for `pad`: max_length, truncation, pad_to_multiple_of,
@@ -229,15 +231,3 @@ def register() -> None:
     AutoFeatureExtractor.register(
         AudiomambaEncoderConfig, AudiomambaFeatureExtractor, exist_ok=True
     )
-
-
-def _lengths(attention_mask: Tensor) -> Tensor:
-    """Return how many frames each row of a mask has; they must come first."""
-    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        mask = attention_mask.bool()
-        if (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise ValueError(
-                "attention_mask has a 1 after a 0; padding must stand at the end of a row: set "
-                "padding_side to 'right'"
-            )
-    return attention_mask.long().sum(-1)

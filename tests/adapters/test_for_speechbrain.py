@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +13,18 @@ from torch import Tensor
 from audiomamba.adapters.for_speechbrain import SpeechBrainEncoder, SpeechBrainLayers
 from audiomamba_kernels.ragged import valid
 
-pytest.importorskip("speechbrain")
+
+@pytest.fixture(scope="module", autouse=True)
+def speechbrain() -> Iterator[Any]:
+    """Take its lazy modules away afterwards: who looks through sys.modules would load them all."""
+    package = pytest.importorskip("speechbrain")
+    from speechbrain.utils.importutils import LazyModule
+
+    yield package
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, LazyModule):
+            del sys.modules[name]
+
 
 RECIPE = """
 features: !new:speechbrain.lobes.features.Fbank
@@ -41,12 +54,11 @@ modules:
 """
 
 
-def test_a_recipe_trains() -> None:
-    import speechbrain
+def test_a_recipe_trains(speechbrain: Any) -> None:
     from hyperpyyaml import load_hyperpyyaml
     from speechbrain.nnet.losses import ctc_loss
 
-    class Recogniser(speechbrain.Brain):  # type: ignore[misc]
+    class Recogniser(speechbrain.Brain):
         def compute_forward(self, batch: Any, stage: Any) -> Tensor:
             waveforms, wav_lens, *_ = batch
             x = self.modules.CNN(self.hparams.features(waveforms))
@@ -117,6 +129,10 @@ def test_a_chunk_config_cuts_time() -> None:
     torch.testing.assert_close(y, layers.encoder(x, chunk=4)[0])
     with pytest.raises(ValueError, match="src_mask is given, but direction is 'inner'; set"):
         layers(x, torch.zeros(12, 12).bool())
+    with pytest.raises(
+        ValueError, match="src_key_padding_mask has padding before a frame in row 0"
+    ):
+        layers(x, None, torch.arange(12).expand(2, 12) < 5)
 
 
 def test_lengths_are_counted_as_speechbrain_counts_them() -> None:
@@ -129,3 +145,5 @@ def test_lengths_are_counted_as_speechbrain_counts_them() -> None:
     assert torch.equal(counts, lengths // 4)
     y = encoder(torch.randn(97, 100, 8), lengths / 100)
     assert torch.equal(y.any(-1), valid(counts, 25))
+    with pytest.raises(ValueError, match=r"wav_lens is torch.int64; SpeechBrain's are relative"):
+        encoder(torch.randn(97, 100, 8), lengths)

@@ -100,9 +100,11 @@ def test_outputs_are_those_of_hugging_face() -> None:
 
 
 def test_padding_stands_at_the_end() -> None:
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
-    with pytest.raises(ValueError, match="attention_mask has a 1 after a 0; padding must stand"):
-        small()(torch.randn(1, 8, 80), attention_mask=mask)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1]])
+    with pytest.raises(
+        ValueError, match="attention_mask has padding before a frame in row 1; padding"
+    ):
+        small()(torch.randn(2, 8, 80), attention_mask=mask)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -116,6 +118,12 @@ def test_features_are_log_mel(normalize: bool) -> None:
     for one in (WAVEFORMS[1], torch.from_numpy(WAVEFORMS[1]), WAVEFORMS[1].tolist()):
         alone = extractor(one, return_tensors="pt")["input_features"]
         torch.testing.assert_close(alone[0], wanted[1, : counts[1]])
+
+
+def test_what_is_too_short_has_no_frame() -> None:
+    batch = AudiomambaFeatureExtractor()([WAVEFORMS[0][:399]], return_tensors="pt")
+    assert batch["input_features"].shape == (1, 0, 80)
+    assert small()(**batch).last_hidden_state.shape == (1, 0, 8)
 
 
 def test_another_rate_is_refused() -> None:
