@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from audiomamba.encoder import EncoderState, MambaEncoder
@@ -84,7 +85,7 @@ class Transcriber(nn.Module):
         """Return what still waits at the end of streams in chunks, and its lengths."""
         batch = states[0][0].shape[1]
         y = self.encoder.finish(_nested(states, self.encoder.initial_state(batch)))
-        return y, y.new_full((batch,), y.shape[1]).long()
+        return y, torch.full((batch,), y.shape[1], device=y.device)
 
 
 class WaveformEncoder(nn.Module):

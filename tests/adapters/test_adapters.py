@@ -30,7 +30,11 @@ def torchaudio_transcriber(encoder: MambaEncoder, x: Tensor, lengths: Tensor) ->
 
 def torchaudio_waveforms(encoder: MambaEncoder, x: Tensor, lengths: Tensor) -> Frames:
     """A front end that cuts a waveform into frames, so that input is the same."""
-    front_end = lambda wave, samples: (wave.unflatten(1, (-1, 8)), samples // 8)  # noqa: E731
+
+    def front_end(waves: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert samples is not None
+        return waves.unflatten(1, (-1, 8)), samples // 8
+
     return WaveformEncoder(encoder, front_end)(x.flatten(1), lengths * 8)
 
 
