@@ -123,10 +123,14 @@ def blocks(
         raise ValueError(f"{path} is too short: no sample is left of it at {sample_rate} Hz")
 
 
-def check(path: str | os.PathLike[str]) -> None:
-    """Raise what `read` finds wrong with a file before its first sample."""
-    with _open(path):
-        pass
+def check(path: str | os.PathLike[str]) -> float:
+    """Return how many seconds a file lasts, by its header.
+
+    Raises:
+        OSError, ValueError: What `read` finds wrong with it before its first sample.
+    """
+    with _open(path) as file:
+        return float(file.frames / file.samplerate)
 
 
 def write(

@@ -132,6 +132,11 @@ def read(directory: Path, key: str, build: Callable[[Any], Config]) -> Config:
         raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error
 
 
+def holds(directory: Path, key: str) -> bool:
+    """Return whether a folder's config.json has a key, "model" or "encoder"; raises as `load`."""
+    return key in _read(directory)
+
+
 def read_temperature(directory: Path) -> float:
     """Read the temperature that a folder's model is made for; raises as `load`."""
     generation = _read(directory).get("generation", {})

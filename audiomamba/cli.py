@@ -12,6 +12,7 @@ import click
 import audiomamba
 from audiomamba.commands import options
 from audiomamba.commands.data import evaluate, fetch, prepare
+from audiomamba.commands.encode import encode
 from audiomamba.commands.export import export
 from audiomamba.commands.generate import INTERRUPTED, generate
 
@@ -65,7 +66,7 @@ def cli() -> None:
     """Raw audio, one sample at a time."""
 
 
-for command in (generate, fetch, prepare, evaluate, export):
+for command in (generate, encode, fetch, prepare, evaluate, export):
     cli.add_command(command)
 
 

@@ -13,6 +13,7 @@ from audiomamba import __version__
 EXTRAS = {
     "audio": ("librosa", "torchaudio"),
     "plot": ("matplotlib",),
+    "speech": ("speechbrain", "torchaudio", "transformers"),
     "train": ("filelock", "lightning", "matplotlib"),
 }
 CORE = (

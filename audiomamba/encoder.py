@@ -138,6 +138,31 @@ class MambaEncoder(nn.Module):
         hidden, lengths = self._encode(
             features, lengths, config.chunk, config.lookahead, num_layers, every=True
         )
+        return [zero_padding(h, lengths) for h in hidden[1:]], lengths
+
+    def hidden_states(
+        self, features: Tensor, lengths: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the frames that enter the first layer, then what each layer puts out.
+
+        The last is after the norm, as `forward` returns it: the list of Hugging Face's models.
+
+        Args:
+            features: As for `forward`.
+            lengths: As for `forward`.
+
+        Returns:
+            n_layers + 1 tensors (batch, time', d_model), zero from the end of a row on; and the
+            lengths of their rows, int64 (batch,).
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        config = self.config
+        hidden, lengths = self._encode(
+            features, lengths, config.chunk, config.lookahead, every=True
+        )
+        hidden[-1] = self.norm(hidden[-1])
         return [zero_padding(h, lengths) for h in hidden], lengths
 
     def initial_state(self, batch: int) -> EncoderState:
@@ -234,9 +259,10 @@ class MambaEncoder(nn.Module):
         *,
         every: bool = False,
     ) -> tuple[list[Tensor], Tensor]:
-        """Return what layers put out of a padded batch, the last or every one; and the lengths.
+        """Return what the last layer puts out of a padded batch, and the lengths of its rows.
 
-        What stands in the padding of the result is finite and of no use.
+        If `every`, what enters the first layer and what each puts out. What stands in the padding
+        of the result is finite and of no use.
         """
         self._check(features)
         check_chunk(self.config, chunk, lookahead)
@@ -251,6 +277,8 @@ class MambaEncoder(nn.Module):
         else:
             frames = features.new_zeros(batch, 0, self.config.d_model)
         hidden, _ = self._run(frames, None, counts, chunk, lookahead, num_layers, every=every)
+        if every:
+            hidden = [frames, *hidden]
         if counts is None:
             counts = torch.full((batch,), frames.shape[1], device=frames.device)
         return hidden, counts

@@ -176,6 +176,12 @@ def test_features_of_every_layer() -> None:
     (first,), _ = encoder.extract_features(x, LENGTHS, num_layers=1)
     torch.testing.assert_close(first, hidden[0])
     assert (first[2] == 0).all()
+    states, same = encoder.hidden_states(evil(x, LENGTHS), LENGTHS)
+    assert torch.equal(lengths, same)
+    frames, _ = encoder.subsampling(x[:1])
+    torch.testing.assert_close(states[0][:1], frames)
+    torch.testing.assert_close(states[1:], [*hidden[:-1], y])
+    assert (states[0][2] == 0).all()
     with pytest.raises(ValueError, match="num_layers is 3; it must be 1 to 2"):
         encoder.extract_features(x, LENGTHS, num_layers=3)
 
