@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from audiomamba_kernels import selective_scan
-from tests.contract import check_kernel
+from tests.contract import WIDER, check_kernel
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 BOTH = (False, True)
@@ -25,9 +25,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded")
 HALF = (torch.bfloat16, torch.float16)
 
-# What a float32 gradient errs that a GPU sums in another precision. Only those of complex B and C
-# are: where u is of half precision, each term loses what stands behind eleven bits, 2^-10 of it.
-TF32 = {"dB": 2**-10, "dC": 2**-10}
+TF32 = WIDER["selective_scan, complex in half precision"]
 
 
 def rand(*shape: int, complex: bool = False) -> Tensor:
