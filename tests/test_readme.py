@@ -157,6 +157,29 @@ def test_the_kernels_figures_are_those_in_the_results() -> None:
     assert {x[:2] for x in measured if x[0] in ("block", "lti block")} <= shown
 
 
+def test_the_figures_of_the_kernels_page_are_those_in_the_results() -> None:
+    minute = "(1, 128, 958464)"
+
+    def both(part: str, key: str) -> str:
+        passes = ("forward", "forward+backward")
+        return " / ".join(f"{measured[part, minute, p][key]:.3g}" for p in passes)
+
+    measured = kernels()
+    page = " ".join(KERNELS.split())
+    assert f"{both('scan', 'ms')}, and {both('scan', 'graph_ms')} in a CUDA graph" in page
+    lti = " | ".join(both("lti", key) for key in ("floor_ms", "graph_ms", "ms"))
+    assert f"| 18cc44c | {lti} |" in page
+    assert f"The targets are {both('lti', 'target_ms')}." in page
+    assert f"takes {both('conv', 'graph_ms')} ms in a CUDA graph" in page
+    waits = [x for x in measured.values() if x.get("ms", 0) > 1.5 * x.get("graph_ms", 1e9)]
+    forward, whole = (
+        [x["ms"] for x in waits if x["part"] in ("scan", "length") and x["pass"] == which]
+        for which in ("forward", "forward+backward")
+    )
+    times = f"{min(forward):.2f} to {max(forward):.2f} ms forward and {min(whole):.1f}"
+    assert f"{times} to {max(whole):.1f} forward and backward" in page
+
+
 def test_where_the_peer_is_faster_is_said() -> None:
     measured = kernels()
     said = README[README.index("Called from Python, `mamba_ssm` is faster") :].split("Short")[0]
