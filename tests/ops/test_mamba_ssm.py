@@ -321,6 +321,9 @@ def test_wrong_convolutions_are_refused() -> None:
     out = rand(3, BATCH, CHANNELS, 3)
     with pytest.raises(ValueError, match=r"final_states_out has shape \(3, 2, 6, 3\); it must be"):
         causal_conv1d_fn(x, weight, return_final_states=True, final_states_out=out)
+    out = rand(BATCH, CHANNELS, 3).long()
+    with pytest.raises(ValueError, match=r"final_states_out is torch\.int64; it must be real"):
+        causal_conv1d_fn(x, weight, return_final_states=True, final_states_out=out)
 
 
 def test_wrong_conv_updates_are_refused() -> None:
@@ -706,6 +709,8 @@ def test_wrong_inner_arguments_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=f"{name} has shape .*{message}"):
             mamba_inner_fn(**{**x, name: wrong})
+    with pytest.raises(ValueError, match=r"B_proj_bias is torch\.int64; it must be real"):
+        mamba_inner_fn(**{**x, "B_proj_bias": x["B_proj_bias"].long()})
     with pytest.raises(ValueError, match=r"out_proj_weight is torch\.float32; it must be"):
         mamba_inner_fn(**{**x, "out_proj_weight": x["out_proj_weight"].float()})
 

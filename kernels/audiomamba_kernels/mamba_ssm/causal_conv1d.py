@@ -51,9 +51,9 @@ def causal_conv1d_fn(
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (batch, channels, time)")
     (batch, channels, _), width = x.shape, _width(weight, x.shape[1])
     past = (batch, channels, width - 1)
-    _check_shape("bias", bias, (channels,))
-    _check_shape("initial_states", initial_states, past)
-    _check_shape("final_states_out", final_states_out, past)
+    _check("bias", bias, (channels,))
+    _check("initial_states", initial_states, past)
+    _check("final_states_out", final_states_out, past)
     if seq_idx is not None:
         if initial_states is not None or return_final_states:
             raise ValueError("seq_idx cannot be combined with initial_states or final states")
@@ -184,6 +184,8 @@ def _width(weight: Tensor, channels: int) -> int:
     return weight.shape[1]
 
 
-def _check_shape(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
     if x is not None and tuple(x.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape}")
+    if x is not None and not x.is_floating_point():
+        raise ValueError(f"{name} is {x.dtype}; it must be real floating point")

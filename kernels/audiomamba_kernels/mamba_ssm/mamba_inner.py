@@ -148,6 +148,8 @@ def _check(
     ):
         sizes = ", ".join("any" if size == -1 else str(size) for size in shape)
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be ({sizes})")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} is {x.dtype}; it must be real floating point")
     if multiplied and x.dtype != xz.dtype and not torch.is_autocast_enabled(xz.device.type):
         raise ValueError(f"{name} is {x.dtype}; it must be {xz.dtype} as xz is")
 
