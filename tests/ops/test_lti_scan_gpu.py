@@ -11,7 +11,7 @@ from torch import Tensor
 from audiomamba_kernels import lti_scan
 from audiomamba_kernels.lti_scan import TRITON_MAX_STATE
 from audiomamba_kernels.lti_scan.triton_lti import padded_state, tiling_of
-from tests.contract import check_kernel, error, results
+from tests.contract import WIDER, check_kernel, error, results
 from tests.covering import covering
 from tests.ops.lti_cases import BOTH, LAYOUTS, OPTIONS, check, inputs, single
 
@@ -52,9 +52,12 @@ def test_the_most_states(complex: bool, dtype: torch.dtype) -> None:
     case: dict[str, Any] = {"D": True, "z": True, "initial_state": True, "ragged": "lengths"}
     case |= {"complex": complex, "dtype": dtype, "channels": 40}
     n = TRITON_MAX_STATE // (2 if complex else 1)
+    how: dict[str, Any] = {"device": "cuda"}
+    if dtype == torch.float32:
+        how["wider"] = WIDER["lti_scan, 256 numbers, float32"]
     for steps in (1, 33, 1100):
-        against = "reference" if steps <= 65 else "torch"
-        check("triton", {**case, "n": n, "steps": steps}, device="cuda", against=against)
+        how["against"] = "reference" if steps <= 33 else "torch"
+        check("triton", {**case, "n": n, "steps": steps}, **how)
     tensors: dict[str, Any] = {
         k: v if v is None else v.cuda()
         for k, v in single(steps=9, n=2 * n, complex=complex).items()
