@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from audiomamba_kernels import causal_conv1d
-from tests.contract import check_kernel, error, results
+from tests.contract import check_kernel, error, results, rounding
 from tests.covering import covering
 from tests.ops.conv_cases import BOTH, LAYOUTS, OPTIONS, check, inputs
 
@@ -126,8 +126,9 @@ def test_beyond_2_to_the_31_elements(layout: str) -> None:
         k: v[..., -last:] if k == "x" else v[-last:] if k in large else v for k, v in got.items()
     }
     for name, value in got.items():
-        allowed = 2 * error(plain[name], exact[name]) + torch.finfo(torch.bfloat16).eps / 2
-        assert error(value, exact[name]) <= allowed, name
+        # A thread sums 4620 steps in turn: roundings walk as far as the square root of many.
+        floor = max(rounding(value.dtype), 64 * torch.finfo(torch.float32).eps)
+        assert error(value, exact[name]) <= 2 * error(plain[name], exact[name]) + floor, name
 
 
 @BOTH_LAYOUTS

@@ -41,19 +41,60 @@ for kernel, signature, constexprs, num_warps in module.compile_cases():
         print(kernel.__name__, f"sm_{capability}")
 """
 
+# The kernels of the time-invariant scan whose tiles hold the state twice, at its largest.
+WIDEST = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from audiomamba_kernels.lti_scan import TRITON_MAX_STATE
+from audiomamba_kernels.lti_scan.compile_cases import case
+from audiomamba_kernels.lti_scan.triton_lti import ends_kernel, gradients_kernel, tiling_of
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton comes with PyTorch on Linux")
-@pytest.mark.parametrize("module", DEFINED)
-def test_kernels_compile_for_ampere_and_hopper(module: str) -> None:
+tiling = tiling_of(torch.float32, TRITON_MAX_STATE)
+sizes = {"R": tiling.rows, "Q": tiling.chunk, "S": TRITON_MAX_STATE, "K": tiling.adjoint_tiles}
+for kernel, num_warps in (
+    (ends_kernel, tiling.adjoint_warps), (gradients_kernel, tiling.gradients_warps)
+):
+    _, signature, constexprs, _ = case(kernel, True, narrow=False, **sizes)
+    signature = {**signature, **dict.fromkeys(constexprs, "constexpr")}
+    signature = {name: signature[name] for name in kernel.arg_names}
+    for capability in (80, 90):
+        source, target = ASTSource(kernel, signature, constexprs), GPUTarget("cuda", capability, 32)
+        compiled = compile(source, target=target, options={"num_warps": num_warps})
+        print(kernel.__name__, capability, compiled.metadata.shared)
+"""
+SHARED_MEMORY = {"80": 163 * 1024, "90": 227 * 1024}
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Triton comes with PyTorch on Linux")
+
+
+def run(script: str, *arguments: str) -> list[str]:
+    """Run a script where kernels are compiled and return the lines it prints."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(KERNELS)
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, module],
+        [sys.executable, "-c", script, *arguments],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@LINUX
+@pytest.mark.parametrize("module", DEFINED)
+def test_kernels_compile_for_ampere_and_hopper(module: str) -> None:
+    lines = run(COMPILE, module)
     for name in DEFINED[module]:
-        assert {f"{name} sm_80", f"{name} sm_90"} <= set(done.stdout.splitlines())
+        assert {f"{name} sm_80", f"{name} sm_90"} <= set(lines)
+
+
+@LINUX
+@pytest.mark.slow
+def test_the_largest_state_of_the_time_invariant_scan_fits_a_multiprocessor() -> None:
+    lines = [line.split() for line in run(WIDEST)]
+    assert len(lines) == 4
+    for name, capability, shared in lines:
+        assert int(shared) <= SHARED_MEMORY[capability], name

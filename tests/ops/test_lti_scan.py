@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audiomamba_kernels import lti_scan, selective_scan
-from audiomamba_kernels.lti_scan import chunk_maps, lti_chunks, triton_lti
+from audiomamba_kernels.lti_scan import chunk_maps, lti_chunks, lti_scan_chunked, triton_lti
 from audiomamba_kernels.lti_scan.layout import as_rows
 from audiomamba_kernels.lti_scan.op import lti_scan_op
 from tests.contract import check_kernel, error, results
@@ -138,6 +139,16 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     for other in runs[1:]:
         for name, value in other.items():
             assert torch.equal(value, runs[0][name]), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled, not interpreted")
+def test_more_states_than_triton_takes_are_left_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.modules["audiomamba_kernels.lti_scan"], "choose", lambda *_: "triton")
+    tensors: dict[str, Any] = single(steps=4, n=257)
+    y, _ = lti_scan(**tensors)
+    assert torch.equal(y, lti_scan_chunked(*tensors.values())[0])
 
 
 # What the reference means.
@@ -291,6 +302,10 @@ def test_wrong_shapes_kinds_and_backends_are_refused() -> None:
             lengths=torch.tensor([4, 4, 4]),
             cu_seqlens=torch.tensor([0, 4]),
         )
+    if not torch.cuda.is_available():  # interpreted
+        many: dict[str, Any] = single(steps=4, n=129, complex=True)
+        with pytest.raises(ValueError, match=r"A has 129 complex states, 258 real numbers; .* 256"):
+            lti_scan(**many, backend="triton")
     real: dict[str, Any] = inputs(4)
     with pytest.raises(ValueError, match=r"B is torch.complex128; it must be real"):
         lti_scan(**{**real, "B": rand(5, 3, complex=True)})

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from audiomamba_kernels import lti_scan
+from audiomamba_kernels.lti_scan import TRITON_MAX_STATE
 from audiomamba_kernels.lti_scan.triton_lti import padded_state, tiling_of
-from tests.contract import check_kernel, error, results
+from tests.contract import WIDER, check_kernel, error, results
 from tests.covering import covering
 from tests.ops.lti_cases import BOTH, LAYOUTS, OPTIONS, check, inputs, single
 
@@ -42,6 +43,26 @@ def test_it_errs_no_more_than_the_reference(case: dict[str, Any]) -> None:
     for steps in (1, 2, 63, 64, 65, 1000, tile - 1, tile, tile + 1, 9 * tile + 100):
         against = "reference" if steps <= 65 else "torch"
         check("triton", {**case, "steps": steps}, device="cuda", against=against)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("complex", BOTH, ids=["real", "complex"])
+def test_the_most_states(complex: bool, dtype: torch.dtype) -> None:
+    """256 real numbers, and twice as many, which None leaves to PyTorch."""
+    case: dict[str, Any] = {"D": True, "z": True, "initial_state": True, "ragged": "lengths"}
+    case |= {"complex": complex, "dtype": dtype, "channels": 40}
+    n = TRITON_MAX_STATE // (2 if complex else 1)
+    how: dict[str, Any] = {"device": "cuda"}
+    if dtype == torch.float32:
+        how["wider"] = WIDER["lti_scan, 256 numbers, float32"]
+    for steps in (1, 33, 1100):
+        how["against"] = "reference" if steps <= 33 else "torch"
+        check("triton", {**case, "n": n, "steps": steps}, **how)
+    tensors: dict[str, Any] = {
+        k: v if v is None else v.cuda()
+        for k, v in single(steps=9, n=2 * n, complex=complex).items()
+    }
+    assert torch.equal(lti_scan(**tensors)[0], lti_scan(**tensors, backend="torch")[0])
 
 
 @LARGE

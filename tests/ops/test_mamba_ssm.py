@@ -199,6 +199,15 @@ def test_wrong_maps_are_refused() -> None:
         selective_scan_fn(**{**x, "B": x["A"].real})
     with pytest.raises(ValueError, match=r"it must be \(batch, channels, time\)"):
         selective_scan_fn(**{**x, "u": x["u"][0]})
+    with pytest.raises(ValueError, match="B is None; it must be"):
+        selective_scan_fn(**{**x, "B": None})
+    with pytest.raises(ValueError, match=r"delta has shape \(6,\); it must have 3 axes"):
+        selective_scan_fn(**{**x, "delta": rand(CHANNELS)})
+    none = rand(BATCH, 0, N, 2 * STEPS)
+    with pytest.raises(ValueError, match="where groups divides the 6 channels"):
+        selective_scan_fn(**{**x, "B": none})
+    with pytest.raises(ValueError, match="where groups divides the 6 channels"):
+        selective_scan_fn(**{**x, "B": none, "C": none})
 
 
 def loop_conv(
@@ -301,8 +310,39 @@ def test_wrong_convolutions_are_refused() -> None:
         causal_conv1d_fn(x, weight[:5], seq_idx=seq_idx)
     with pytest.raises(ValueError, match="length at least 3"):
         causal_conv1d_update(x, x[..., :2], weight)
+    with pytest.raises(ValueError, match=r"weight has shape \(6, 1, 4\); it must be \(6, width\)"):
+        causal_conv1d_fn(x, weight[:, None])
+    with pytest.raises(ValueError, match=r"x has shape \(6, 7\)"):
+        causal_conv1d_fn(x[0], weight)
+    with pytest.raises(ValueError, match=r"bias has shape \(5,\); it must be \(6,\)"):
+        causal_conv1d_fn(x, weight, rand(5), seq_idx=seq_idx)
+    with pytest.raises(ValueError, match=r"initial_states has shape \(2, 6, 4\); it must be"):
+        causal_conv1d_fn(x, weight, initial_states=x[..., :4])
+    out = rand(3, BATCH, CHANNELS, 3)
+    with pytest.raises(ValueError, match=r"final_states_out has shape \(3, 2, 6, 3\); it must be"):
+        causal_conv1d_fn(x, weight, return_final_states=True, final_states_out=out)
+    out = rand(BATCH, CHANNELS, 3).long()
+    with pytest.raises(ValueError, match=r"final_states_out is torch\.int64; it must be real"):
+        causal_conv1d_fn(x, weight, return_final_states=True, final_states_out=out)
+
+
+def test_wrong_conv_updates_are_refused() -> None:
+    x, weight, state = rand(BATCH, CHANNELS, STEPS), rand(CHANNELS, 4), rand(BATCH, CHANNELS, 3)
     with pytest.raises(ValueError, match="activation is 'relu'"):
-        causal_conv1d_update(x, x, weight, activation="relu")  # type: ignore[arg-type]
+        causal_conv1d_update(x, state, weight, activation="relu")  # type: ignore[arg-type]
+    for wrong in (rand(BATCH, 5, 3), rand(3, CHANNELS, 3), state[..., :2], state[0]):
+        with pytest.raises(ValueError, match=r"conv_state has shape .* must be \(2, 6, length\)"):
+            causal_conv1d_update(x, wrong, weight)
+        with pytest.raises(ValueError, match="conv_state has shape"):
+            causal_conv1d_update(x, wrong, weight, cache_seqlens=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="weight has shape"):
+        causal_conv1d_update(x, state, weight[:, None])
+    with pytest.raises(ValueError, match="x has shape"):
+        causal_conv1d_update(x[0, 0], state, weight)
+    for name in ("cache_seqlens", "conv_state_indices"):
+        for numbers in (torch.zeros(BATCH), torch.zeros(3).int(), torch.zeros(BATCH).bool()):
+            with pytest.raises(ValueError, match=f"{name} is .* it must hold an integer"):
+                causal_conv1d_update(x, state, weight, **{name: numbers})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("length", [3, 4, 9])
@@ -481,6 +521,14 @@ def test_wrong_state_updates_are_refused() -> None:
         selective_state_update(**{**x, "B": rand(BATCH, 3, N)})
     with pytest.raises(ValueError, match="state has shape"):
         selective_state_update(**{**x, "state": x["state"][0, 0]})
+    with pytest.raises(ValueError, match="B and C have 0 and 0 groups"):
+        selective_state_update(**{**x, "B": rand(BATCH, 0, N), "C": rand(BATCH, 0, N)})
+    with pytest.raises(ValueError, match=r"B has shape \(2,\); it must be \(2, 3\)"):
+        selective_state_update(**{**x, "B": rand(BATCH)})
+    with pytest.raises(ValueError, match=r"x has shape .* as many rows"):
+        selective_state_update(**{**x, "x": x["x"][:1]})
+    with pytest.raises(ValueError, match=r"state_batch_indices is torch\.float32"):
+        selective_state_update(**x, state_batch_indices=torch.zeros(BATCH))
 
 
 RANK, OUT = 2, 5
@@ -652,6 +700,19 @@ def test_wrong_inner_arguments_are_refused() -> None:
         mamba_inner_fn(**short)
     with pytest.raises(ValueError, match="an RMS norm is over a real map"):
         mamba_inner_fn(**x, b_rms_weight=rand(N))
+    for name, wrong, message in (
+        ("x_proj_weight", x["x_proj_weight"][:, 1:], r"\(14, 5\); it must be \(any, 6\)"),
+        ("out_proj_weight", x["out_proj_weight"].mT, r"\(6, 5\); it must be \(any, 6\)"),
+        ("out_proj_bias", rand(4), r"\(4,\); it must be \(5\)"),
+        ("conv1d_weight", x["conv1d_weight"][:, 0], r"it must be \(6, 1, any\)"),
+        ("B_proj_bias", rand(N), r"\(3,\); it must be \(6\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} has shape .*{message}"):
+            mamba_inner_fn(**{**x, name: wrong})
+    with pytest.raises(ValueError, match=r"B_proj_bias is torch\.int64; it must be real"):
+        mamba_inner_fn(**{**x, "B_proj_bias": x["B_proj_bias"].long()})
+    with pytest.raises(ValueError, match=r"out_proj_weight is torch\.float32; it must be"):
+        mamba_inner_fn(**{**x, "out_proj_weight": x["out_proj_weight"].float()})
 
 
 def test_rows_of_the_projection_that_make_a_given_map_are_not_read() -> None:

@@ -121,6 +121,19 @@ def test_interpreted_tensor_cores_sum_over_channels_of_two_tiles() -> None:
 
 
 @INTERPRETED
+def test_gradients_of_maps_are_cut_to_tf32_only_if_they_are_narrower() -> None:
+    module = importlib.import_module("audiomamba_kernels.selective_scan.triton_backward")
+    half, wide, constant = torch.zeros(1, 2, 3).bfloat16(), torch.zeros(1, 2, 3), torch.zeros(5, 3)
+    kind = torch.complex64
+    assert module.cut_to_tf32(half, half, half)
+    assert module.cut_to_tf32(half, half, constant)
+    assert module.cut_to_tf32(half, wide.to(kind), wide.to(kind))
+    assert not module.cut_to_tf32(half, wide, half)
+    assert not module.cut_to_tf32(half, half, wide)
+    assert not module.cut_to_tf32(wide, wide.to(kind), constant.to(kind))
+
+
+@INTERPRETED
 @pytest.mark.parametrize("complex", BOTH, ids=["real", "complex"])
 def test_interpreted_chunks_are_carried_in_blocks(
     complex: bool, monkeypatch: pytest.MonkeyPatch

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from audiomamba_kernels import selective_scan
-from tests.contract import IN_TIME, check_kernel, error, results
+from tests.contract import IN_TIME, check_kernel, error, results, rounding
 from tests.covering import covering
-from tests.ops.selective_cases import BOTH, LAYOUTS, OPTIONS, check, inputs
+from tests.ops.selective_cases import BOTH, LAYOUTS, OPTIONS, TF32, check, inputs
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +41,14 @@ def test_it_errs_no_more_than_the_reference(case: dict[str, Any]) -> None:
         check("triton", {**case, "steps": steps}, device="cuda", against=against)
 
 
+@pytest.mark.parametrize("dtypes", [("B",), ("C",), ("B", "C")], ids="".join)
+def test_maps_of_float32_have_gradients_of_float32(dtypes: tuple[str, ...]) -> None:
+    """Also beside inputs of half precision, whose tensor cores would cut them."""
+    tensors = inputs(65, channels=40, n=16)
+    wide = dict.fromkeys(dtypes, torch.float32)
+    check_kernel(selective_scan, "triton", tensors, torch.bfloat16, device="cuda", dtypes=wide)
+
+
 @LARGE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("complex", BOTH, ids=["real", "complex"])
@@ -68,12 +76,10 @@ def test_a_minute_is_as_exact_as_a_second(complex: bool, dtype: torch.dtype) -> 
     got, exact = results(selective_scan, "triton", minute, **options), exactly(minute)
     chunked = results(selective_scan, "torch", minute, **options)
     plain, exact_second = results(selective_scan, "reference", second, **options), exactly(second)
-    rounding = (
-        torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 16 * torch.finfo(dtype).eps
-    )
+    wider = TF32 if complex and dtype == torch.bfloat16 else {}
     for name in exact:
         known = error(plain[name], exact_second[name]), error(chunked[name], exact[name])
-        allowed = 2 * max(known) + rounding
+        allowed = 2 * max(known) + wider.get(name, rounding(got[name].dtype))
         found = error(got[name], exact[name])
         assert found <= allowed, f"{name}: {found} > {allowed}"
 
@@ -128,8 +134,9 @@ def test_beyond_2_to_the_31_elements() -> None:
         assert not got[name][..., :-last].any(), f"a gradient of {name} has strayed"
         got[name] = got[name][..., -last:]
     for name, value in got.items():
-        allowed = 2 * error(plain[name], exact[name]) + torch.finfo(torch.bfloat16).eps / 2
-        assert error(value, exact[name]) <= allowed, name
+        # A thread sums 16384 steps in turn: roundings walk as far as the square root of many.
+        floor = max(rounding(value.dtype), 128 * torch.finfo(torch.float32).eps)
+        assert error(value, exact[name]) <= 2 * error(plain[name], exact[name]) + floor, name
 
 
 @pytest.mark.parametrize("complex", BOTH, ids=["real", "complex"])

@@ -19,6 +19,10 @@ __all__ = [
     "lti_scan_reference",
 ]
 
+# Real numbers of a state, of which a complex one has two: those of a tile lie in shared memory,
+# where 512 would not fit on an A100.
+TRITON_MAX_STATE = 256
+
 
 def lti_scan(
     u: Tensor,
@@ -66,7 +70,8 @@ def lti_scan(
             is run as a padded batch, which takes memory for every sequence as for the longest. The
             longest length is read, so that a GPU is waited for unless cu_seqlens is on the CPU, and
             torch.compile(fullgraph=True) needs torch._dynamo.config.capture_scalar_outputs.
-        backend: None (fastest), "triton", "cpu", "torch" or "reference".
+        backend: None (fastest), "triton" (up to 256 real or 128 complex states, beyond which None
+            is "torch" on a GPU), "cpu", "torch" or "reference".
 
     Returns:
         y in u's shape and dtype, and the final state (batch, channels, state) or None, float32 or
@@ -90,7 +95,7 @@ def lti_scan(
     elif lengths is not None:
         lengths = check_lengths(lengths, u)
     args = (u, delta, A, B, C, D, z, initial_state, lengths, reverse)
-    chosen = choose(backend, u)
+    chosen = _choose(backend, u, A)
     if chosen == "reference":
         y, final_state = lti_scan_reference(*args)
     elif chosen == "torch":
@@ -100,6 +105,20 @@ def lti_scan(
     if cu_seqlens is not None:
         y = pack(y, cu_seqlens, total)
     return y, final_state if output_final_state else None
+
+
+def _choose(backend: Backend | None, u: Tensor, A: Tensor) -> Backend:
+    chosen = choose(backend, u)
+    size = A.shape[1] * (2 if A.is_complex() else 1)
+    if chosen != "triton" or size <= TRITON_MAX_STATE:
+        return chosen
+    if backend is None:
+        return "torch"
+    raise ValueError(
+        f"backend 'triton' cannot run: A has {A.shape[1]} {'complex' if A.is_complex() else 'real'}"
+        f" states, {size} real numbers; its kernels take up to {TRITON_MAX_STATE}. Use "
+        "backend='torch', or None, which chooses it"
+    )
 
 
 def _check(

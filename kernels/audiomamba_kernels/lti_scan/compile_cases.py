@@ -14,20 +14,24 @@ Case = tuple[Any, dict[str, str], dict[str, Any], int]
 
 def cases(kernel: Any) -> Iterator[Case]:
     """Yield a kernel with all options on, bfloat16 and complex, and with none, float32 and real."""
-    for every in (True, False):
-        kind = "*bf16" if every else "*fp32"
-        side = 64 if every else 32
-        constants: dict[str, Any] = {"K": 4, "R": side, "Q": side, "S": 16, "STAGES": 2}
-        constants |= dict.fromkeys(("COMPLEX", "REVERSE", "BACKWARDS", "ADJOINT"), every)
-        constants["PRECISION"] = "tf32" if every else "tf32x3"
-        if not every:
-            constants |= dict.fromkeys(OPTIONAL)
-        types = dict.fromkeys((*SEQUENCES, *OPERANDS), kind) | {"lengths": "*i64"}
-        types |= dict.fromkeys(SIZES, "i32")
-        types |= {n: "i32" for n in kernel.arg_names if n.endswith(("_batch", "_channel"))}
-        yield (
-            kernel,
-            {name: types.get(name, "*fp32") for name in kernel.arg_names},
-            {name: value for name, value in constants.items() if name in kernel.arg_names},
-            4,
-        )
+    yield case(kernel, True, narrow=True, R=64, Q=64, S=16)
+    yield case(kernel, False, narrow=False, R=32, Q=32, S=16)
+
+
+def case(kernel: Any, every: bool, *, narrow: bool, num_warps: int = 4, **sizes: int) -> Case:
+    """Return a kernel with all options or none, in bfloat16 (`narrow`) or float32."""
+    constants: dict[str, Any] = {"K": 4, "STAGES": 2, **sizes}
+    constants |= dict.fromkeys(("COMPLEX", "REVERSE", "BACKWARDS", "ADJOINT"), every)
+    constants["PRECISION"] = "tf32" if narrow else "tf32x3"
+    if not every:
+        constants |= dict.fromkeys(OPTIONAL)
+    kind = "*bf16" if narrow else "*fp32"
+    types = dict.fromkeys((*SEQUENCES, *OPERANDS), kind) | {"lengths": "*i64"}
+    types |= dict.fromkeys(SIZES, "i32")
+    types |= {n: "i32" for n in kernel.arg_names if n.endswith(("_batch", "_channel"))}
+    return (
+        kernel,
+        {name: types.get(name, "*fp32") for name in kernel.arg_names},
+        {name: value for name, value in constants.items() if name in kernel.arg_names},
+        num_warps,
+    )

@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 
+def check_integers(name: str, x: Tensor | None, batch: int) -> None:
+    """Refuse what is not one integer for each row of a batch; None is nothing to check."""
+    whole = x is None or not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    if x is not None and (tuple(x.shape) != (batch,) or not whole):
+        raise ValueError(
+            f"{name} is {x.dtype} of shape {tuple(x.shape)}; it must hold an integer for each row "
+            f"of the batch, ({batch},)"
+        )
+
+
 def read_rows(cache: Tensor, indices: Tensor | None) -> Tensor:
     """Return the cache itself, or a copy of its rows `indices`, anything for a negative one."""
     return cache if indices is None else cache[indices.long().clamp(min=0)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiomamba_kernels.causal_conv1d import causal_conv1d
-from audiomamba_kernels.mamba_ssm.cache import mask_rows, read_rows, write_rows
+from audiomamba_kernels.mamba_ssm.cache import check_integers, mask_rows, read_rows, write_rows
 from audiomamba_kernels.step import causal_conv1d_step
 
 Activation = Literal["silu", "swish"]
@@ -47,6 +47,13 @@ def causal_conv1d_fn(
         ValueError: If a shape or the activation is wrong, or seq_idx meets a state.
     """
     _check_activation(activation)
+    if x.dim() != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (batch, channels, time)")
+    (batch, channels, _), width = x.shape, _width(weight, x.shape[1])
+    past = (batch, channels, width - 1)
+    _check("bias", bias, (channels,))
+    _check("initial_states", initial_states, past)
+    _check("final_states_out", final_states_out, past)
     if seq_idx is not None:
         if initial_states is not None or return_final_states:
             raise ValueError("seq_idx cannot be combined with initial_states or final states")
@@ -94,17 +101,31 @@ def causal_conv1d_update(
         out in x's shape and dtype.
 
     Raises:
-        ValueError: If a shape or the activation is wrong.
+        ValueError: If a shape, the activation or a kind of number is wrong.
     """
     _check_activation(activation)
-    (channels, width), length = weight.shape, conv_state.shape[-1]
-    if conv_state.dim() != 3 or length < width - 1:
+    if x.dim() not in (2, 3):
         raise ValueError(
-            f"conv_state has shape {tuple(conv_state.shape)}; it must be (batch, channels, length) "
-            f"with length at least {width - 1}, one less than the width"
+            f"x has shape {tuple(x.shape)}; it must be (batch, channels) or (batch, channels, time)"
         )
     samples = x[..., None] if x.dim() == 2 else x
-    steps = samples.shape[-1]
+    batch, channels, steps = samples.shape
+    width = _width(weight, channels)
+    rows = "rows" if conv_state_indices is not None else batch
+    wanted = f"({rows}, {channels}, length) with length at least {width - 1}"
+    if (
+        conv_state.dim() != 3
+        or conv_state.shape[1] != channels
+        or conv_state.shape[2] < width - 1
+        or (conv_state_indices is None and conv_state.shape[0] != batch)
+    ):
+        raise ValueError(
+            f"conv_state has shape {tuple(conv_state.shape)}; it must be {wanted}, one less than "
+            "the width"
+        )
+    check_integers("cache_seqlens", cache_seqlens, batch)
+    check_integers("conv_state_indices", conv_state_indices, batch)
+    length = conv_state.shape[2]
     old = read_rows(conv_state, conv_state_indices)
     if cache_seqlens is None:
         past = old[..., length - (width - 1) :]
@@ -130,14 +151,12 @@ def _sequences(
     x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, silu: bool
 ) -> Tensor:
     """Convolve tap by tap, each only where the sample it reaches is of the same sequence."""
-    batch, channels, steps = x.shape
+    batch, _, steps = x.shape
     if seq_idx.shape != (batch, steps):
         raise ValueError(
             f"seq_idx has shape {tuple(seq_idx.shape)}; it must be {(batch, steps)}, (batch, time)"
         )
-    width = weight.shape[-1]
-    if weight.shape != (channels, width):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({channels}, width)")
+    width = weight.shape[1]
     wide = x if x.dtype == torch.float64 else x.float()
     weight = weight.to(wide.dtype)
     y = wide * weight[:, -1:]
@@ -154,3 +173,19 @@ def _sequences(
 def _check_activation(activation: str | None) -> None:
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"activation is {activation!r}; choose None, 'silu' or 'swish'")
+
+
+def _width(weight: Tensor, channels: int) -> int:
+    """Return the width of a filter for so many channels."""
+    if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; it must be ({channels}, width), width >= 1"
+        )
+    return weight.shape[1]
+
+
+def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+    if x is not None and tuple(x.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape}")
+    if x is not None and not x.is_floating_point():
+        raise ValueError(f"{name} is {x.dtype}; it must be real floating point")

@@ -73,23 +73,36 @@ def mamba_inner_fn(
         (batch, time, out).
 
     Raises:
-        ValueError: If a shape, a kind or checkpoint_lvl is wrong.
+        ValueError: If a shape, a dtype or checkpoint_lvl is wrong.
     """
     if checkpoint_lvl not in (0, 1):
         raise ValueError(f"checkpoint_lvl is {checkpoint_lvl!r}; choose 0 or 1")
+    if A.dim() != 2:
+        raise ValueError(f"A has shape {tuple(A.shape)}; it must be (channels, state)")
     if xz.dim() != 3 or xz.shape[1] != 2 * A.shape[0]:
         raise ValueError(
             f"xz has shape {tuple(xz.shape)}; it must be (batch, {2 * A.shape[0]}, time), twice "
             "the channels of A"
         )
+    channels, state = A.shape
+    _check(xz, "conv1d_weight", conv1d_weight, (channels, 1, -1))
+    _check(xz, "delta_proj_weight", delta_proj_weight, (channels, -1), multiplied=True)
+    _check(xz, "x_proj_weight", x_proj_weight, (-1, channels), multiplied=True)
+    _check(xz, "out_proj_weight", out_proj_weight, (-1, channels), multiplied=True)
+    _check(xz, "out_proj_bias", out_proj_bias, (len(out_proj_weight),), multiplied=True)
     rank = delta_proj_weight.shape[1]
-    size = A.shape[1] * (2 if A.is_complex() else 1)
+    size = state * (2 if A.is_complex() else 1)
     rows = rank + size * ((B is None) + (C is None))
     if x_proj_weight.shape[0] < rows:
         raise ValueError(
             f"x_proj_weight has {x_proj_weight.shape[0]} rows; it must have at least {rows}: "
             f"{rank} for delta and {size} for each of B and C that is not given"
         )
+    _check(xz, "B_proj_bias", B_proj_bias, (size,))
+    _check(xz, "C_proj_bias", C_proj_bias, (size,))
+    _check(xz, "b_rms_weight", b_rms_weight, (state,))
+    _check(xz, "c_rms_weight", c_rms_weight, (state,))
+    _check(xz, "dt_rms_weight", dt_rms_weight, (channels,))
     norm = partial(_rms_norm, eps=b_c_dt_rms_eps)
 
     def gated_scan(xz: Tensor) -> Tensor:
@@ -119,6 +132,26 @@ def mamba_inner_fn(
         if out_proj_bias is None
         else torch.baddbmm(out_proj_bias, y.mT, weight)
     )
+
+
+def _check(
+    xz: Tensor, name: str, x: Tensor | None, shape: tuple[int, ...], *, multiplied: bool = False
+) -> None:
+    """Hold an argument to its shape, -1 being any size; a factor or sum of products to the dtype.
+
+    autocast gives those one dtype itself.
+    """
+    if x is None:
+        return
+    if x.dim() != len(shape) or any(
+        size not in (-1, found) for size, found in zip(shape, x.shape, strict=True)
+    ):
+        sizes = ", ".join("any" if size == -1 else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be ({sizes})")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} is {x.dtype}; it must be real floating point")
+    if multiplied and x.dtype != xz.dtype and not torch.is_autocast_enabled(xz.device.type):
+        raise ValueError(f"{name} is {x.dtype}; it must be {xz.dtype} as xz is")
 
 
 def _project(weight: Tensor, x: Tensor) -> Tensor:

@@ -81,9 +81,18 @@ def scan(
     if u.dim() != 3:
         raise ValueError(f"u has shape {tuple(u.shape)}; it must be (batch, channels, time)")
     channels = u.shape[1]
+    for name, x, dims in (("delta", delta, 3), ("A", A, 2), ("D", D, 1), ("z", z, 3)):
+        if x is not None and x.dim() != dims:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have {dims} axes")
+    for name, x in (("B", B), ("C", C)):
+        if x is None or x.dim() not in (2, 3, 4):
+            raise _not_a_map(name, x, channels)
     B, C = (_complex_map(x, name, u) if A.is_complex() else x for x, name in ((B, "B"), (C, "C")))
     _check_channels(channels, delta, A, B, C, D, z, delta_bias)
     groups = max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
+    for name, x in (("B", B), ("C", C)):
+        if x.dim() == 4 and (not x.shape[1] or groups % x.shape[1] or channels % groups):
+            raise _not_a_map(name, x, channels)
     size = channels // groups
     outs, states = [], []
     for group in range(groups):
@@ -92,8 +101,8 @@ def scan(
             u[:, at].mT,
             delta[:, at].mT,
             A[at],
-            _of_group(B, "B", group, groups, at, channels),
-            _of_group(C, "C", group, groups, at, channels),
+            _of_group(B, group, groups, at),
+            _of_group(C, group, groups, at),
             None if D is None else D[at],
             None if z is None else z[:, at].mT,
             None if delta_bias is None else delta_bias[at],
@@ -109,11 +118,22 @@ def scan(
     return torch.cat(outs, dim=1), torch.cat(states, dim=1)
 
 
+def _not_a_map(name: str, x: Tensor | None, channels: int) -> ValueError:
+    found = "is None" if x is None else f"has shape {tuple(x.shape)}"
+    return ValueError(
+        f"{name} {found}; it must be (channels, state), (batch, state, time) or (batch, groups, "
+        f"state, time), where groups divides the {channels} channels and the groups of the other"
+    )
+
+
 def _check_channels(channels: int, delta: Tensor, A: Tensor, *others: Tensor | None) -> None:
     """Refuse channels that no group would meet; the scan checks all else."""
     B, C, D, z, delta_bias = others
     constant = [x for x in (A, B, C, D, delta_bias) if x is not None and x.dim() < 3]
-    found = {*(len(x) for x in constant), *(x.shape[1] for x in (delta, z) if x is not None)}
+    found = {
+        *(x.numel() if x.dim() < 2 else len(x) for x in constant),
+        *(x.shape[1] for x in (delta, z) if x is not None),
+    }
     if found != {channels}:
         raise ValueError(f"u has {channels} channels; the other arguments have {sorted(found)}")
 
@@ -140,16 +160,8 @@ def _can_be_complex(pairs: Tensor) -> bool:
     return inner == 1 and not any(step % 2 for step in (*outer, pairs.storage_offset()))
 
 
-def _of_group(x: Tensor, name: str, group: int, groups: int, at: slice, channels: int) -> Tensor:
+def _of_group(x: Tensor, group: int, groups: int, at: slice) -> Tensor:
     """Return what one group of channels meets: (batch, time, state) or constant (size, state)."""
     if x.dim() == 2:
         return x[at]
-    if x.dim() == 3:
-        return x.mT
-    if x.dim() != 4 or groups % x.shape[1] or channels % groups:
-        raise ValueError(
-            f"{name} has shape {tuple(x.shape)}; it must be (channels, state), (batch, state, time)"
-            f" or (batch, groups, state, time), where groups divides the {channels} channels and "
-            "the groups of the other map"
-        )
-    return x[:, group * x.shape[1] // groups].mT
+    return x.mT if x.dim() == 3 else x[:, group * x.shape[1] // groups].mT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from audiomamba_kernels.mamba_ssm.cache import mask_rows, read_rows, write_rows
+from audiomamba_kernels.mamba_ssm.cache import check_integers, mask_rows, read_rows, write_rows
 from audiomamba_kernels.step import selective_scan_step
 
 
@@ -47,12 +47,18 @@ def selective_state_update(
     Raises:
         ValueError: If a shape or a kind is wrong.
     """
-    batch, heads = x.shape[0], state.shape[1] if state.dim() == 4 else 1
     if state.dim() not in (3, 4):
         raise ValueError(
             f"state has shape {tuple(state.shape)}; it must be (batch, channels, n) or (batch, "
             "heads, channels, n)"
         )
+    if x.dim() != state.dim() - 1 or (state_batch_indices is None and len(x) != len(state)):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; beside a state of shape {tuple(state.shape)} it must "
+            "lack the last axis, and without state_batch_indices have as many rows"
+        )
+    batch, heads = x.shape[0], state.shape[1] if state.dim() == 4 else 1
+    check_integers("state_batch_indices", state_batch_indices, batch)
     inputs, constants = (batch, *state.shape[1:-1]), tuple(state.shape[1:-1])
     for name, tensor, shape in (
         ("x", x, inputs),
@@ -65,8 +71,14 @@ def selective_state_update(
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
     B, C = (x[:, None] if x.dim() == 2 else x for x in (B, C))
+    for name, tensor in (("B", B), ("C", C)):
+        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (batch, state.shape[-1]):
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; it must be ({batch}, "
+                f"{state.shape[-1]}) or ({batch}, groups, {state.shape[-1]})"
+            )
     groups = B.shape[1]
-    if heads % groups or C.shape[1] != groups:
+    if not groups or heads % groups or C.shape[1] != groups:
         raise ValueError(
             f"B and C have {groups} and {C.shape[1]} groups; they must have the same number, and "
             f"it must divide the {heads} heads"

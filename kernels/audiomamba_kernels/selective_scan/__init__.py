@@ -38,7 +38,9 @@ def selective_scan(
         y_t     = (C_t h_t, or 2 Re(C_t h_t) if A is complex, + D u_t) * silu(z_t)
 
     Floating dtypes may differ from argument to argument: everything is computed in float32, or in
-    float64 if u is, and each gradient comes back in its argument's dtype.
+    float64 if u is, and each gradient comes back in its argument's dtype. One sum is shorter: on a
+    GPU, the terms of the gradient of a B or C that varies in time are cut to 11 bits (tf32) where
+    it is of half precision, or complex and u of half precision.
 
     Args:
         u: Input, (batch, time, channels), time >= 1; float32, bfloat16, float16 or float64.

@@ -62,7 +62,7 @@ def _add_channels(sums, re, im, column, COMPLEX: tl.constexpr, DOT: tl.constexpr
 
     A product with a matrix that is one in this column and else zero lets tensor cores sum over the
     lanes of a warp, which shuffles would take five steps a value for; it cuts what is summed to the
-    eleven bits of tf32, so it serves half precisions alone.
+    eleven bits of tf32 (DOT, see `cut_to_tf32`).
     """
     if COMPLEX:
         values = tl.reshape(tl.permute(tl.join(re, im), (2, 0, 1)), (2 * re.shape[0], re.shape[1]))
@@ -356,7 +356,7 @@ def backward(
         lengths, du, ddelta, dz, dA, dB, dC, dD, dbias, dinitial,
         steps, channels, chunks,
         *u.stride()[:2], *delta.stride()[:2], *z_strides, *dy.stride()[:2], 0,
-        K=BLOCK, DOT=u.dtype != torch.float32 and BN >= 16 and BD >= 16, **kwargs | {"S": STEPS},
+        K=BLOCK, DOT=cut_to_tf32(u, B, C) and BN >= 16 and BD >= 16, **kwargs | {"S": STEPS},
     )  # fmt: skip
 
     def of_map(x: Tensor, parts: Tensor) -> Tensor:
@@ -380,6 +380,16 @@ def backward(
         None if delta_bias is None or dbias is None else dbias.sum(0).to(delta_bias.dtype),
         None if initial_state is None else from_planes(dinitial).to(initial_state.dtype),
     )
+
+
+def cut_to_tf32(u: Tensor, B: Tensor, C: Tensor) -> bool:
+    """Say whether the gradients of B and C may be sums of eleven bits, which are fastest.
+
+    They may if they come back in a half precision. There is no complex half precision, so complex
+    maps count as what u is.
+    """
+    dtypes = {(u if x.is_complex() else x).dtype for x in (B, C) if x.dim() == 3}
+    return dtypes <= {torch.bfloat16, torch.float16}
 
 
 def _of_channels(x: Tensor, like: Tensor) -> Tensor:
