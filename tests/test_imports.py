@@ -23,7 +23,13 @@ EXTRAS = {"librosa", "lightning", "matplotlib", "torchaudio", "transformers"}
 # Each unit imports itself and what stands above it here; a unit is a file or a folder.
 ORDER = [
     {"audiomamba_kernels", "audiomamba.files", "audiomamba.provenance"},
-    {"audiomamba.audio", "audiomamba.flags", "audiomamba.progress", "audiomamba.state"},
+    {
+        "audiomamba.audio",
+        "audiomamba.features",
+        "audiomamba.flags",
+        "audiomamba.progress",
+        "audiomamba.state",
+    },
     {"audiomamba.tokenizer"},
     {"audiomamba.config"},
     {"audiomamba.encoder_config"},
