@@ -11,6 +11,7 @@ import click
 
 import audiomamba
 from audiomamba.commands import options
+from audiomamba.commands.classify import classify
 from audiomamba.commands.data import evaluate, fetch, prepare
 from audiomamba.commands.export import export
 from audiomamba.commands.generate import INTERRUPTED, generate
@@ -65,7 +66,7 @@ def cli() -> None:
     """Raw audio, one sample at a time."""
 
 
-for command in (generate, fetch, prepare, evaluate, export):
+for command in (generate, fetch, prepare, evaluate, export, classify):
     cli.add_command(command)
 
 
