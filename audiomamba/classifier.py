@@ -40,7 +40,7 @@ class ClassifierConfig:
     """
 
     words: tuple[str, ...]
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig
     sample_rate: int = 16000
 
     def __post_init__(self) -> None:

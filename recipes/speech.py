@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from speech_clips import Batch, Clips, read_clips
 from speech_config import Config
-from speech_models import MODELS, Network, build, parameters
+from speech_models import Network, build, parameters
 from torch import Tensor, nn
 
 from audiomamba.files import replacing

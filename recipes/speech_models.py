@@ -155,8 +155,8 @@ def conformer(config: Config, feed_forward: int) -> nn.Module:
         from torchaudio.models import Conformer
     except (ImportError, OSError) as error:
         raise SystemExit(
-            f"error: the Conformer is torchaudio's, which cannot be imported ({error}); install the "
-            "release that fits torch, or leave it out by --models"
+            f"error: the Conformer is torchaudio's, which cannot be imported ({error}); install "
+            "the release that fits torch, or leave it out by --models"
         ) from None
     model: nn.Module = Conformer(
         input_dim=config.d_model,

@@ -48,7 +48,7 @@ ORDER = [
         "audiomamba.engine.philox",
         "audiomamba.evaluate",
     },
-    {"audiomamba.sampling"},
+    {"audiomamba.classifier", "audiomamba.sampling"},
     {"audiomamba.engine"},
     {"audiomamba.generate"},
     {"audiomamba.audiomodel"},
