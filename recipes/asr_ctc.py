@@ -72,13 +72,13 @@ def draw(
     pool: NDArray[np.int64] | None = None,
 ) -> Batch:
     """Draw a batch of strings of training clips, or one string of the clips of a pool, as it is."""
-    number = config.batch if pool is None else 1
-    chosen = clips.of("train") if pool is None else pool
-    rows = [
-        random.choice(chosen, n) for n in random.integers(config.fewest, config.most + 1, number)
-    ]
-    gaps = [random.uniform(0, config.gap_seconds, len(row) + 1) for row in rows]
-    return join(clips, rows, gaps, config.gain_db, random if pool is None else None)
+    counts = random.integers(config.fewest, config.most + 1, config.batch if pool is None else 1)
+    gaps = [random.uniform(0, config.gap_seconds, n + 1) for n in counts]
+    if pool is not None:
+        return join(clips, [random.choice(pool, n) for n in counts], gaps)
+    drawn = clips.draw(random, counts.sum(), config.even_speakers)
+    rows = np.split(drawn, counts.cumsum()[:-1])
+    return join(clips, rows, gaps, config.gain_db, config.speed, random)
 
 
 def loss(logits: Tensor, lengths: Tensor, batch: Batch) -> Tensor:

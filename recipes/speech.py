@@ -14,7 +14,8 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,24 @@ def hiding(config: Config, batch: int, random: np.random.Generator) -> Callable[
     return hide
 
 
+def batches(
+    seed: int, steps: int, draw: Callable[[np.random.Generator], Batch]
+) -> Iterator[tuple[Batch, np.random.Generator]]:
+    """Yield the batch of each step and what else is drawn by; a thread is one batch ahead."""
+
+    def make(step: int) -> tuple[Batch, np.random.Generator]:
+        random = np.random.default_rng((seed, TRAIN, step))
+        return draw(random), random
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(make, 0)
+        for step in range(1, steps + 1):
+            ready = following.result()
+            if step < steps:
+                following = pool.submit(make, step)
+            yield ready
+
+
 def pick_device(config: Config) -> torch.device:
     """Return the device that the config asks for."""
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
@@ -133,9 +152,7 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     history, began = [], time.monotonic()
     lately = torch.zeros((), device=device)
-    for step in range(config.steps):
-        random = np.random.default_rng((seed, TRAIN, step))
-        batch = draw(random)
+    for step, (batch, random) in enumerate(batches(seed, config.steps, draw)):
         waveform, lengths = batch.waveform.to(device), batch.lengths.to(device)
         noise = torch.Generator(device).manual_seed(int(random.integers(2**62)))
         level = torch.from_numpy(random.uniform(0, config.noise, (len(waveform), 1))).float()

@@ -7,6 +7,7 @@ waits for no file.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,18 @@ RATE = 16000
 
 @dataclass(frozen=True)
 class Clips:
-    """Recordings of words, one after the other, 16-bit at 16 kHz; `starts` has one entry more."""
+    """Recordings of words, one after the other, 16-bit at 16 kHz.
+
+    Attributes:
+        samples: Of all.
+        starts: Where each begins, and where the last ends.
+        labels: Of each, its place in `words`.
+        words: In alphabetical order.
+        splits: Of each: train, validation or test.
+        speakers: Of each.
+        fellows: Of each, how many training clips its speaker has.
+        digest: Of names, splits and lengths.
+    """
 
     samples: NDArray[np.int16]
     starts: NDArray[np.int64]
@@ -33,14 +45,21 @@ class Clips:
     words: tuple[str, ...]
     splits: NDArray[np.str_]
     speakers: NDArray[np.str_]
+    fellows: NDArray[np.int64]
     digest: str
 
     def of(self, split: str, *, unseen: bool = False) -> NDArray[np.int64]:
         """Return the indices of a split's clips; of those whose speakers no training clip has."""
         chosen = self.splits == split
         if unseen:
-            chosen &= ~np.isin(self.speakers, self.speakers[self.splits == "train"])
+            chosen &= self.fellows == 0
         return chosen.nonzero()[0]
+
+    def draw(self, random: np.random.Generator, number: int, even: float) -> NDArray[np.int64]:
+        """Draw training clips; `even` 0 draws all clips alike, 1 all speakers alike."""
+        chosen = self.of("train")
+        weights = self.fellows[chosen] ** -even
+        return random.choice(chosen, number, p=weights / weights.sum())
 
 
 def read_clips(
@@ -77,6 +96,7 @@ def read_clips(
         missing = sorted(set(wanted) - there)
         if missing:
             raise ValueError(f"{folder} has no clip of the {what} {missing[0]!r}")
+    training = Counter(s for s, split in zip(speakers, splits, strict=True) if split == "train")
     pieces = [(audio.read(folder / p, RATE) * 32767).round().astype(np.int16) for p in paths]
     lines = "".join(f"{p} {s} {len(x)}\n" for p, s, x in zip(paths, splits, pieces, strict=True))
     return Clips(
@@ -86,6 +106,7 @@ def read_clips(
         tuple(names),
         np.array(splits),
         np.array(speakers),
+        np.array([training[speaker] for speaker in speakers]),
         hashlib.sha256(lines.encode()).hexdigest(),
     )
 
@@ -103,6 +124,7 @@ def join(
     rows: Sequence[NDArray[np.int64]],
     gaps: Sequence[NDArray[np.float64]],
     gain_db: float = 0.0,
+    speed: float = 0.0,
     random: np.random.Generator | None = None,
 ) -> Batch:
     """Join clips to utterances.
@@ -112,18 +134,19 @@ def join(
         rows: The clips of each utterance.
         gaps: Seconds of silence before, between and after them, one more than clips.
         gain_db: Each clip is up to so much louder or softer, by `random`.
+        speed: Each clip is up to so much of itself faster or slower, its pitch with it.
         random: Generator; None changes nothing.
     """
     utterances = []
     for row, silences in zip(rows, gaps, strict=True):
-        pieces = [np.zeros(round(silences[0] * RATE), np.float32)]
+        pieces = [np.zeros(round(silences[0] * RATE))]
         for clip, silence in zip(row, silences[1:], strict=True):
-            gain = 1.0 if random is None else 10 ** (random.uniform(-gain_db, gain_db) / 20)
-            piece = clips.samples[clips.starts[clip] : clips.starts[clip + 1]]
-            pieces += [
-                piece * np.float32(gain / 32767),
-                np.zeros(round(silence * RATE), np.float32),
-            ]
+            piece = clips.samples[clips.starts[clip] : clips.starts[clip + 1]] / 32767
+            if random is not None:
+                gain = 10 ** (random.uniform(-gain_db, gain_db) / 20)
+                times = np.arange(0, len(piece) - 1, 1 + random.uniform(-speed, speed))
+                piece = gain * np.interp(times, np.arange(len(piece)), piece)
+            pieces += [piece, np.zeros(round(silence * RATE))]
         utterances.append(np.concatenate(pieces).clip(-1, 1))
     waveform = np.zeros((len(rows), max(map(len, utterances))), np.float32)
     for i, utterance in enumerate(utterances):

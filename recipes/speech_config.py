@@ -29,7 +29,9 @@ class Config:
         learning_rate: AdamW's, at its highest: 10 % warm-up, then half a cosine to zero.
         weight_decay: AdamW's; none on A, the step size, D, biases and norms.
         gradient_clip: Largest norm of the gradient.
-        gain_db: A clip is up to so much louder or softer, at random.
+        even_speakers: 0 draws all training clips alike, 1 all their speakers alike.
+        speed: A training clip is up to so much of itself faster or slower, its pitch with it.
+        gain_db: A training clip is up to so much louder or softer.
         noise: Amplitude of white noise, at most.
         masks: Bands of frequency and of time that are hidden, as SpecAugment does.
         mask_bands: Mel bands of a mask, at most.
@@ -53,6 +55,8 @@ class Config:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
+    even_speakers: float = 0.5
+    speed: float = 0.1
     gain_db: float = 6.0
     noise: float = 0.003
     masks: int = 2
@@ -77,6 +81,8 @@ class Config:
         require("precision", self.precision in ("32-true", "bf16-mixed"), "32-true or bf16-mixed")
         require("conv_kernel", self.conv_kernel % 2 == 1, "odd, which the Conformer needs")
         require("mask_bands", 0 <= self.mask_bands <= BANDS, f"0 to {BANDS}")
+        require("even_speakers", 0 <= self.even_speakers <= 1, "0 to 1")
+        require("speed", 0 <= self.speed < 1, "0 to below 1")
         require("mask_share", 0 <= self.mask_share <= 1, "0 to 1")
         self.encoder("inner")  # refuses what no encoder has
 

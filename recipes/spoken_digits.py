@@ -53,9 +53,9 @@ class Words(Config):
 
 def draw(clips: Clips, config: Words, random: np.random.Generator) -> Batch:
     """Draw training clips, each between silences."""
-    rows = random.choice(clips.of("train"), (config.batch, 1))
+    rows = clips.draw(random, config.batch, config.even_speakers)[:, None]
     gaps = random.uniform(0, config.shift_seconds, (config.batch, 2))
-    return join(clips, rows, gaps, config.gain_db, random)
+    return join(clips, rows, gaps, config.gain_db, config.speed, random)
 
 
 def loss(logits: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
