@@ -78,6 +78,14 @@ class Recipe:
     keep: Callable[[Network, Clips, Any, Path], str] | None = None
 
 
+def hiss(waveform: Tensor, most: float, random: np.random.Generator) -> Tensor:
+    """Return white noise for a waveform (batch, samples), of an amplitude of its own for each."""
+    device = waveform.device
+    generator = torch.Generator(device).manual_seed(int(random.integers(2**62)))
+    level = torch.from_numpy(random.uniform(0, most, (len(waveform), 1))).float().to(device)
+    return level * torch.randn(waveform.shape, device=device, generator=generator)
+
+
 def hiding(config: Config, batch: int, random: np.random.Generator) -> Callable[..., Tensor]:
     """Return a function that hides bands and stretches of features, drawn now.
 
@@ -154,10 +162,7 @@ def fit(
     lately = torch.zeros((), device=device)
     for step, (batch, random) in enumerate(batches(seed, config.steps, draw)):
         waveform, lengths = batch.waveform.to(device), batch.lengths.to(device)
-        noise = torch.Generator(device).manual_seed(int(random.integers(2**62)))
-        level = torch.from_numpy(random.uniform(0, config.noise, (len(waveform), 1))).float()
-        hiss = torch.randn(waveform.shape, device=device, generator=noise)
-        waveform = waveform + level.to(device) * hiss
+        waveform = waveform + hiss(waveform, config.noise, random)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup_cosine(step, config.steps, 0.1, 0.0)
         network.train()
@@ -216,7 +221,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
     out = Path(config.out)
-    results = read_results(out)
+    same = {"clips": clips.digest, **settings(config)}.items() - {("front_end", config.front_end)}
+    results = [result for result in read_results(out) if same <= result.items()]
     print(table(results, recipe.measure))
     print(f"written: {out / RESULTS}")
     if importlib.util.find_spec("matplotlib") is not None:
@@ -234,8 +240,7 @@ def run_one(
 ) -> None:
     """Train and test one model with one seed, and add it to the results, unless it is there."""
     out = Path(config.out)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
-    about = {"model": model, "seed": seed, "clips": clips.digest, **settings}
+    about = {"model": model, "seed": seed, "clips": clips.digest, **settings(config)}
     label = f"{model}, {config.front_end}, seed {seed}"
     done = read_results(out)
     if any(about.items() <= result.items() for result in done):
@@ -277,6 +282,11 @@ def run_one(
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RESULTS, [*done, result])
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return what makes another run."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:

@@ -154,6 +154,12 @@ def test_what_is_done_is_not_done_again(
     assert said.count("is done") == 1
     assert "| 2 |" in said
     assert [r["seed"] for r in speech.read_results(tmp_path)] == [0, 1]
+    speech.run(speech.spoken_digits.RECIPE, [*common, "--front-end", "waveform"])
+    said = capsys.readouterr().out
+    assert "mamba, mel | " in said
+    assert "mamba, waveform | " in said
+    speech.run(speech.spoken_digits.RECIPE, [*common, "--batch", "3"])
+    assert "| 2 |" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
