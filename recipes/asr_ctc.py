@@ -36,7 +36,7 @@ from audiomamba.encoder import MambaEncoder
 
 BLANK = 0  # then the words
 TESTED = 32  # strings side by side
-PIECE = 7  # frames of 10 ms that a stream is given at a time
+PIECE = 7  # frames of the front end that a stream is given at a time
 
 
 @dataclass(frozen=True, kw_only=True)

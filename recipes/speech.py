@@ -157,7 +157,8 @@ def fit(
     """
     device = next(network.parameters()).device
     groups = parameter_groups(network, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(groups, config.learning_rate, (0.9, 0.98), fused=fused)
     history, began = [], time.monotonic()
     lately = torch.zeros((), device=device)
     for step, (batch, random) in enumerate(batches(seed, config.steps, draw)):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from audiomamba import audio
+from audiomamba import audio, checkpoint
 from audiomamba.classifier import AudioClassifier, ClassifierConfig
 from audiomamba.cli import main
+from audiomamba.data.corpora import DIGITS
 from audiomamba.encoder_config import EncoderConfig
 
+ROOT = Path(__file__).parent.parent
 RATE = 16000
 ENCODER = EncoderConfig(
     d_model=8, n_layers=1, d_state=4, subsampling=2, feed_forward=0, conv_kernel=3
@@ -110,3 +112,16 @@ def test_the_command_names_the_file_that_is_too_short(
         main(["classify", str(tmp_path / "a.wav"), "-m", str(folder)])
     assert stopped.value.code == 1
     assert "a.wav: the recording has shape (100,)" in capsys.readouterr().err
+
+
+def test_the_shipped_classifier_is_small_and_its_card_tells_its_results() -> None:
+    folder = checkpoint.find("digit_classifier")
+    assert (folder / checkpoint.WEIGHTS).stat().st_size < 4_000_000
+    classifier = AudioClassifier.from_pretrained(folder)
+    assert classifier.config.words == tuple(sorted(DIGITS))
+    (result,) = json.loads((ROOT / "benchmarks/results/digit_classifier.json").read_text())
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for percent in result["percent"].values():
+        assert f"{percent:.1f} %" in card
+    assert result["parameters"] == sum(p.numel() for p in classifier.parameters())
+    assert f"{result['parameters'] / 1e6:.2f} M" in card

@@ -163,7 +163,13 @@ def test_the_figures_of_training_are_those_in_the_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "samples/README.md", "audiomamba/weights/piano/README.md"]
+    "page",
+    [
+        "README.md",
+        "samples/README.md",
+        "audiomamba/weights/digit_classifier/README.md",
+        "audiomamba/weights/piano/README.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
