@@ -96,7 +96,7 @@ def test(
     found: dict[str, float | None] = {}
     heard: list[tuple[Tensor, Tensor]] = []
     for split in splits:
-        pool = clips.of("test", unseen=True) if split == "unseen" else clips.of(split)
+        pool = clips.chosen(split)
         number = min(config.test_strings, 2 * len(pool))
         randoms = [np.random.default_rng((TEST, i)) for i in range(number)]
         strings = [draw(clips, config, random, pool) for random in randoms]

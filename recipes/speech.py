@@ -36,6 +36,7 @@ from audiomamba.recipe import PICTURE, RESULTS, make_tones, write_json
 
 TRAIN, TEST = 0, 1  # keep their random numbers apart
 PLACES = ("data", "out", "device", "validate_every")  # do not make another run
+SPLITS = ("validation", "test", "unseen")  # the last: of test, speakers not trained with
 # A smoke run: a few steps that come by everything, of small models.
 SMOKE = {
     "d_model": 16,
@@ -264,7 +265,7 @@ def run_one(
     seconds = time.monotonic() - began
     network.eval()
     with torch.no_grad():
-        tested = recipe.test(network, clips, config, ["validation", "test", "unseen"])
+        tested = recipe.test(network, clips, config, SPLITS)
     told = [f"{k} {v:.1f}" for k, v in tested.items() if v is not None]
     print(f"  {recipe.measure}, %: {', '.join(told)}", flush=True)
     if recipe.keep is not None:
@@ -277,6 +278,7 @@ def run_one(
         "parameters": count,
         "words": list(clips.words),
         "hold_out": list(hold_out),
+        "clips_of": {split: len(clips.chosen(split)) for split in SPLITS},
         "training_seconds": seconds,
         "history": history,
         "percent": tested,

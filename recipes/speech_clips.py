@@ -48,16 +48,15 @@ class Clips:
     fellows: NDArray[np.int64]
     digest: str
 
-    def of(self, split: str, *, unseen: bool = False) -> NDArray[np.int64]:
-        """Return the indices of a split's clips; of those whose speakers no training clip has."""
-        chosen = self.splits == split
-        if unseen:
-            chosen &= self.fellows == 0
-        return chosen.nonzero()[0]
+    def chosen(self, split: str) -> NDArray[np.int64]:
+        """Return the indices of a split's clips; "unseen": of test, of speakers not in training."""
+        if split == "unseen":
+            return ((self.splits == "test") & (self.fellows == 0)).nonzero()[0]
+        return (self.splits == split).nonzero()[0]
 
     def draw(self, random: np.random.Generator, number: int, even: float) -> NDArray[np.int64]:
         """Draw training clips; `even` 0 draws all clips alike, 1 all speakers alike."""
-        chosen = self.of("train")
+        chosen = self.chosen("train")
         weights = self.fellows[chosen] ** -even
         return random.choice(chosen, number, p=weights / weights.sum())
 

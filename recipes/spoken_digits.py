@@ -69,7 +69,7 @@ def test(
     """Return the percentage of right answers of each split, None where it is empty."""
     found: dict[str, float | None] = {}
     for split in splits:
-        chosen = clips.of("test", unseen=True) if split == "unseen" else clips.of(split)
+        chosen = clips.chosen(split)
         chosen = chosen[np.argsort(np.diff(clips.starts)[chosen])]  # little padding
         right = 0
         for first in range(0, len(chosen), TESTED):

@@ -50,13 +50,13 @@ def test_clips_have_words_splits_and_speakers(speech: Any, folder: Path) -> None
     clips = speech.read_clips(folder)
     assert clips.words == ("no", "yes")
     assert list(clips.labels) == [0, 0, 0, 1, 1, 1]
-    assert list(clips.of("test")) == list(clips.of("test", unseen=True)) == [2, 5]
+    assert list(clips.chosen("test")) == list(clips.chosen("unseen")) == [2, 5]
     assert np.diff(clips.starts).tolist() == [1600, 3200, 4800] * 2
     (folder / "validation_list.txt").write_text("yes/b_nohash_0.wav\n")
     (folder / "testing_list.txt").write_text("no/c_nohash_0.wav\nyes/a_nohash_0.wav\n")
     held = speech.read_clips(folder, hold_out=["c"])
-    assert list(held.of("test")) == [2, 3, 5]
-    assert list(held.of("test", unseen=True)) == [2, 5]
+    assert list(held.chosen("test")) == [2, 3, 5]
+    assert list(held.chosen("unseen")) == [2, 5]
     assert held.digest != clips.digest
 
 
