@@ -17,7 +17,7 @@ class Config:
     Attributes:
         data: Folder of a folder of clips for each word, as Speech Commands has.
         out: Folder for results; what it has is not done again.
-        front_end: mel (80 log-mel bands) or waveform (learnt strided convolutions on samples).
+        front_end: mel (80 log-mel bands) or waveform (80 filters on samples, learnt).
         d_model: Width of "mamba"; the other models get as many parameters.
         n_layers: Layers of each model.
         feed_forward: Of "mamba" and "mamba-causal", inner width over d_model; 0 is none.
@@ -93,7 +93,7 @@ class Config:
             d_model=d_model or self.d_model,
             n_layers=self.n_layers,
             direction=direction,
-            subsampling=self.subsampling if self.front_end == "mel" else 1,
+            subsampling=self.subsampling,
             feed_forward=self.feed_forward,
             conv_kernel=self.conv_kernel,
             dropout=self.dropout,

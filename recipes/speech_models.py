@@ -13,8 +13,9 @@ from speech_clips import RATE
 from speech_config import BANDS, Config
 from torch import Tensor, nn
 
-from audiomamba.classifier import mean_over_frames, scaled_log_mel
+from audiomamba.classifier import CENTRE, QUIETEST, SCALE, mean_over_frames, scaled_log_mel
 from audiomamba.encoder import MambaEncoder
+from audiomamba.features import count_frames, frame_size, mel_filters
 from audiomamba.layers.subsampling import Subsampling
 from audiomamba_kernels.ragged import zero_padding
 
@@ -30,31 +31,36 @@ class MelFrontEnd(nn.Module):
 
 
 class WaveformFrontEnd(nn.Module):
-    """Strided causal convolutions on samples, with norm and SiLU, to 80 channels.
+    """80 learnt filters on samples, complex, of 25 ms every 10 ms; the logarithm of their power.
 
-    A frame every 10 ms times the subsampling, of twice that and a little more; as wav2vec's, but of
-    few channels. It takes the place of the mel bands and of the encoder's subsampling.
+    They begin as the mel bands and are free from there: a stack of convolutions that begins at
+    random learns nothing from an hour of speech.
+
+    Source: Zeghidour et al. 2018 (arXiv 1711.01161), time-domain filterbanks; they begin with Gabor
+    filters, and a low-pass filter follows.
     """
 
-    def __init__(self, subsampling: int) -> None:
+    GAIN = 10.0  # of the weights over the filters: Adam's steps are then small against them
+
+    def __init__(self) -> None:
         super().__init__()
-        self.strides = [s for s in (5, 4, 4, 2, subsampling) if s > 1]
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(BANDS if i else 1, BANDS, 2 * stride, stride)
-            for i, stride in enumerate(self.strides)
-        )
-        self.norms = nn.ModuleList(nn.RMSNorm(BANDS, eps=1e-5) for _ in self.strides)
+        window, self.hop = frame_size(RATE)
+        with torch.device("cpu"):  # on the meta device, where models are sized, it has no values
+            spectrum = mel_filters(BANDS, RATE).sqrt().to(torch.complex128)
+            turned = torch.fft.ifft(spectrum, window, dim=0, norm="forward").roll(window // 2, 0)
+            filters = (turned * torch.hann_window(window, dtype=torch.float64)[:, None]).T
+        weight = self.GAIN * torch.cat([filters.real, filters.imag])[:, None].float()
+        self.weight = nn.Parameter(weight)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map (batch, samples) to (batch, frames, 80), and counts of frames."""
-        x = zero_padding(waveform[..., None], lengths).transpose(1, 2)
-        for stride, convolution, norm in zip(
-            self.strides, self.convolutions, self.norms, strict=True
-        ):
-            x = convolution(F.pad(x, (stride, 0)))
-            x = F.silu(norm(x.transpose(1, 2))).transpose(1, 2)
-        lengths = lengths // math.prod(self.strides)
-        return zero_padding(x.transpose(1, 2).float(), lengths), lengths
+        x = zero_padding(waveform, lengths)[:, None]
+        counts = count_frames(lengths, RATE)
+        with torch.autocast(x.device.type, enabled=False):
+            real, imaginary = F.conv1d(x, self.weight / self.GAIN, stride=self.hop).chunk(2, dim=1)
+            power = real.square() + imaginary.square()
+            features = ((power + math.exp(QUIETEST)).log() - CENTRE) / SCALE
+        return zero_padding(features.transpose(1, 2), counts), counts
 
 
 class Subsampled(nn.Module):
@@ -83,7 +89,7 @@ class Network(nn.Module):
     def __init__(self, config: Config, encoder: nn.Module, outputs: int, *, pool: bool) -> None:
         super().__init__()
         waveform = config.front_end == "waveform"
-        self.front_end = WaveformFrontEnd(config.subsampling) if waveform else MelFrontEnd()
+        self.front_end = WaveformFrontEnd() if waveform else MelFrontEnd()
         self.encoder, self.pool = encoder, pool
         self.head = nn.Linear(width(encoder), outputs)
 
@@ -122,8 +128,7 @@ def build(model: str, config: Config, outputs: int, *, pool: bool) -> Network:
             encoder: nn.Module = MambaEncoder(config.encoder(direction, size))
         else:
             body = gru(config, size) if name == "gru" else conformer(config, size)
-            factor = config.subsampling if config.front_end == "mel" else 1
-            before = Subsampling(BANDS, config.d_model, factor, config.dropout)
+            before = Subsampling(BANDS, config.d_model, config.subsampling, config.dropout)
             encoder = Subsampled(before, body)
         return Network(config, encoder, outputs, pool=pool)
 
