@@ -11,6 +11,7 @@ import click
 
 import audiomamba
 from audiomamba.commands import options
+from audiomamba.commands.classify import classify
 from audiomamba.commands.data import evaluate, fetch, prepare
 from audiomamba.commands.encode import encode
 from audiomamba.commands.export import export
@@ -66,7 +67,7 @@ def cli() -> None:
     """Raw audio, one sample at a time."""
 
 
-for command in (generate, encode, fetch, prepare, evaluate, export):
+for command in (generate, encode, classify, fetch, prepare, evaluate, export):
     cli.add_command(command)
 
 

@@ -29,7 +29,9 @@ def add_flags(parser: argparse._ActionsContainer, config: Any) -> None:
         config: An instance of a dataclass.
     """
     hints = get_type_hints(type(config))
-    helps = attribute_help(type(config))
+    helps: dict[str, str] = {}
+    for base in reversed(type(config).__mro__):
+        helps |= attribute_help(base)
     for field in dataclasses.fields(config):
         default = getattr(config, field.name)
         options: dict[str, Any] = {"default": default, "help": helps.get(field.name, "")}
@@ -113,7 +115,7 @@ def parse(
     values = {name: value for name, value in values.items() if name not in small}
     flags = parser.parse_args([*as_words(values), *arguments])
     if flags.out is None:
-        if flags.devices not in ("1", "auto"):
+        if getattr(flags, "devices", "1") not in ("1", "auto"):
             parser.error("--smoke on several devices needs --out, a folder that they share")
         flags.out = tempfile.mkdtemp(prefix="smoke-")
     return flags

@@ -121,7 +121,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_nowhere_is_told_with_what_is_there(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="not one of the shipped: digits, piano"):
+    with pytest.raises(FileNotFoundError, match=r"not one of the shipped: .*piano"):
         checkpoint.find("violin")
     with pytest.raises(ValueError, match="is a file; give the folder"):
         checkpoint.find(folder / checkpoint.WEIGHTS)

@@ -50,7 +50,7 @@ ORDER = [
         "audiomamba.engine.philox",
         "audiomamba.evaluate",
     },
-    {"audiomamba.adapters", "audiomamba.sampling"},
+    {"audiomamba.adapters", "audiomamba.classifier", "audiomamba.sampling"},
     {"audiomamba.engine"},
     {"audiomamba.generate"},
     {"audiomamba.audiomodel"},

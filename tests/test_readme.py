@@ -240,6 +240,7 @@ def test_the_figures_of_training_are_those_in_the_results() -> None:
         "audiomamba/weights/piano/README.md",
         "audiomamba/weights/digits/README.md",
         "recipes/results/README.md",
+        "audiomamba/weights/digit_classifier/README.md",
     ],
 )
 def test_links_lead_somewhere(page: str) -> None:

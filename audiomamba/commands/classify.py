@@ -1,0 +1,50 @@
+"""`audiomamba classify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from audiomamba.commands import options
+
+
+@click.command()
+@click.argument(
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "-m",
+    "--model",
+    "name",
+    default="digit_classifier",
+    show_default=True,
+    help="The shipped one, a folder, or a Hugging Face id (OWNER/NAME).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object on each line.")
+@options.device
+@options.debug
+def classify(files: tuple[Path, ...], name: str, as_json: bool, device: str) -> None:
+    """Tell which word each recording holds, such as a spoken digit.
+
+    Prints the file, the word and its probability, a line each.
+    """
+    from audiomamba import audio
+    from audiomamba.classifier import AudioClassifier
+
+    classifier = AudioClassifier.from_pretrained(name).to(device)
+    for file in files:
+        waveform = audio.read(file, classifier.config.sample_rate)
+        try:
+            word, probability = classifier.classify(waveform)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        if as_json:
+            click.echo(json.dumps({"file": str(file), "word": word, "probability": probability}))
+        else:
+            click.echo(f"{file}\t{word}\t{probability:.3f}")

@@ -1,0 +1,352 @@
+"""What the speech recipes share: a plain training loop, and a command around it.
+
+A recipe gives functions that draw a batch, tell its loss and test a network. A batch is a function
+of (seed, step).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from speech_clips import Batch, Clips, read_clips
+from speech_config import Config
+from speech_models import Network, build, parameters
+from torch import Tensor, nn
+
+from audiomamba.files import replacing
+from audiomamba.flags import add_flags, add_switches, from_flags, parse
+from audiomamba.optim import parameter_groups, warmup_cosine
+from audiomamba.plot import figure_class
+from audiomamba.provenance import device_name, provenance
+from audiomamba.recipe import PICTURE, RESULTS, make_tones, write_json
+
+TRAIN, TEST = 0, 1  # keep their random numbers apart
+PLACES = ("data", "out", "device", "validate_every")  # do not make another run
+SPLITS = ("validation", "test", "unseen")  # the last: of test, speakers not trained with
+# A smoke run: a few steps that come by everything, of small models.
+SMOKE = {
+    "d_model": 16,
+    "n_layers": 1,
+    "conv_kernel": 3,
+    "steps": 4,
+    "batch": 2,
+    "validate_every": 2,
+    "device": "cpu",
+    "seeds": [0],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment.
+
+    Attributes:
+        doc: Description of the command.
+        config: Its defaults.
+        models: Those it compares.
+        pool: Whether a network answers once for an utterance, or for each frame.
+        outputs: How many answers there are, of the number of words.
+        draw: Makes a batch of training clips.
+        loss: Of logits and their counts of frames.
+        test: Percentages of a network by name; "validation" and "test" are among them.
+        measure: What they are percentages of.
+        keep: Does something with a trained network; returns a line to print.
+    """
+
+    doc: str
+    config: Config
+    models: Sequence[str]
+    pool: bool
+    outputs: Callable[[int], int]
+    draw: Callable[[Clips, Any, np.random.Generator], Batch]
+    loss: Callable[[Tensor, Tensor, Batch], Tensor]
+    test: Callable[[Network, Clips, Any, Sequence[str]], dict[str, Any]]
+    measure: str
+    keep: Callable[[Network, Clips, Any, Path], str] | None = None
+
+
+def hiss(waveform: Tensor, most: float, random: np.random.Generator) -> Tensor:
+    """Return white noise for a waveform (batch, samples), of an amplitude of its own for each."""
+    device = waveform.device
+    generator = torch.Generator(device).manual_seed(int(random.integers(2**62)))
+    level = torch.from_numpy(random.uniform(0, most, (len(waveform), 1))).float().to(device)
+    return level * torch.randn(waveform.shape, device=device, generator=generator)
+
+
+def hiding(config: Config, batch: int, random: np.random.Generator) -> Callable[..., Tensor]:
+    """Return a function that hides bands and stretches of features, drawn now.
+
+    Source: Park et al. 2019 (arXiv 1904.08779), SpecAugment.
+    """
+    drawn = torch.from_numpy(random.random((4, config.masks, batch, 1), dtype=np.float32))
+
+    def hide(features: Tensor, lengths: Tensor) -> Tensor:
+        wide, low, long, early = drawn.to(features.device)
+        time, bands = features.shape[1:]
+        frame = torch.arange(time, device=features.device)
+        band = torch.arange(bands, device=features.device)
+        wide, long = wide * config.mask_bands, long * config.mask_share * lengths[:, None]
+        low, early = low * (bands - wide), early * (lengths[:, None] - long)
+        rows = ((band >= low) & (band < low + wide)).any(0)[:, None, :]
+        columns = ((frame >= early) & (frame < early + long)).any(0)[:, :, None]
+        return features.masked_fill(rows | columns, 0.0)
+
+    return hide
+
+
+def batches(
+    seed: int, steps: int, draw: Callable[[np.random.Generator], Batch]
+) -> Iterator[tuple[Batch, np.random.Generator]]:
+    """Yield the batch of each step and what else is drawn by; a thread is one batch ahead."""
+
+    def make(step: int) -> tuple[Batch, np.random.Generator]:
+        random = np.random.default_rng((seed, TRAIN, step))
+        return draw(random), random
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(make, 0)
+        for step in range(1, steps + 1):
+            ready = following.result()
+            if step < steps:
+                following = pool.submit(make, step)
+            yield ready
+
+
+def pick_device(config: Config) -> torch.device:
+    """Return the device that the config asks for."""
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if config.device == "auto" else config.device)
+
+
+def fit(
+    network: Network,
+    config: Config,
+    seed: int,
+    draw: Callable[[np.random.Generator], Batch],
+    loss: Callable[[Tensor, Tensor, Batch], Tensor],
+    validate: Callable[[Network], float],
+) -> list[dict[str, float]]:
+    """Train a network in place.
+
+    Args:
+        network: On its device.
+        config: Of the run.
+        seed: Of every batch; dropout draws from PyTorch's global generator.
+        draw: Makes a batch.
+        loss: Of logits and their counts of frames.
+        validate: A number to follow.
+
+    Returns:
+        What each validation found: step, loss since the last one, score.
+
+    Raises:
+        FloatingPointError: If the loss is no longer finite.
+    """
+    device = next(network.parameters()).device
+    groups = parameter_groups(network, config.weight_decay)
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(groups, config.learning_rate, (0.9, 0.98), fused=fused)
+    history, began = [], time.monotonic()
+    lately = torch.zeros((), device=device)
+    for step, (batch, random) in enumerate(batches(seed, config.steps, draw)):
+        waveform, lengths = batch.waveform.to(device), batch.lengths.to(device)
+        waveform = waveform + hiss(waveform, config.noise, random)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * warmup_cosine(step, config.steps, 0.1, 0.0)
+        network.train()
+        with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16-mixed"):
+            outputs = network(waveform, lengths, hiding(config, len(waveform), random))
+        value = loss(outputs[0].float(), outputs[1], batch)
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        optimizer.step()
+        lately += value.detach()
+        done = step + 1
+        if done % config.validate_every == 0 or done == config.steps:
+            since = done - (history[-1]["step"] if history else 0)
+            mean = float(lately) / since
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"the loss is no longer finite at step {done}; take a lower --learning-rate"
+                )
+            lately.zero_()
+            network.eval()
+            with torch.no_grad():
+                history.append({"step": done, "loss": mean, "score": validate(network)})
+            rate = done / (time.monotonic() - began)
+            line = f"step {done}/{config.steps}  loss {mean:.4f}  score {history[-1]['score']:.4f}"
+            print(f"  {line}  {rate:.2f} steps/s", file=sys.stderr, flush=True)
+    return history
+
+
+def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
+    """Read the flags; train and test each model with each seed that is not done; tell and draw."""
+    parser = argparse.ArgumentParser(
+        description=recipe.doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", choices=recipe.models, default=list(recipe.models))
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    add("--words", nargs="+", help="of --data; default is all that are there")
+    add("--hold-out", nargs="+", default=[], metavar="SPEAKER", help="all of whose clips are test")
+    add_switches(parser)
+    add_flags(parser, recipe.config)
+    flags = parse(parser, arguments, SMOKE)
+    try:
+        config = from_flags(flags, recipe.config)
+        made = provenance(packages=["torchaudio"], arguments=arguments)  # before files may change
+        if flags.smoke and config.data == recipe.config.data:
+            config = dataclasses.replace(config, data=str(Path(config.out) / "tones"))
+            make_tones(Path(config.data), ("one", "two", "three"))
+            flags.hold_out = ["1"]
+        clips = read_clips(config.data, flags.words, flags.hold_out)
+        for name in flags.models:
+            for seed in flags.seeds:
+                run_one(recipe, name, seed, config, clips, flags.hold_out, made)
+    except (OSError, ValueError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None
+    out = Path(config.out)
+    same = {"clips": clips.digest, **settings(config)}.items() - {("front_end", config.front_end)}
+    results = [result for result in read_results(out) if same <= result.items()]
+    print(table(results, recipe.measure))
+    print(f"written: {out / RESULTS}")
+    if importlib.util.find_spec("matplotlib") is not None:
+        plot(results, recipe.measure, out / PICTURE)
+
+
+def run_one(
+    recipe: Recipe,
+    model: str,
+    seed: int,
+    config: Config,
+    clips: Clips,
+    hold_out: Sequence[str],
+    made: Mapping[str, Any],
+) -> None:
+    """Train and test one model with one seed, and add it to the results, unless it is there."""
+    out = Path(config.out)
+    about = {"model": model, "seed": seed, "clips": clips.digest, **settings(config)}
+    label = f"{model}, {config.front_end}, seed {seed}"
+    done = read_results(out)
+    if any(about.items() <= result.items() for result in done):
+        print(f"{label}: is done")
+        return
+    device = pick_device(config)
+    torch.manual_seed(seed)
+    network = build(model, config, recipe.outputs(len(clips.words)), pool=recipe.pool).to(device)
+    count = parameters(network)
+    print(f"{label}: {count} parameters", flush=True)
+    began = time.monotonic()
+    history = fit(
+        network,
+        config,
+        seed,
+        lambda random: recipe.draw(clips, config, random),
+        recipe.loss,
+        lambda network: recipe.test(network, clips, config, ["validation"])["validation"],
+    )
+    seconds = time.monotonic() - began
+    network.eval()
+    with torch.no_grad():
+        tested = recipe.test(network, clips, config, SPLITS)
+    told = [f"{k} {v:.1f}" for k, v in tested.items() if v is not None]
+    print(f"  {recipe.measure}, %: {', '.join(told)}", flush=True)
+    if recipe.keep is not None:
+        folder = out / f"{model}-{config.front_end}-{seed}"
+        print(f"  {recipe.keep(network, clips, config, folder)}")
+    result = {
+        **about,
+        **made,
+        "device": device_name(device),
+        "parameters": count,
+        "words": list(clips.words),
+        "hold_out": list(hold_out),
+        "clips_of": {split: len(clips.chosen(split)) for split in SPLITS},
+        "training_seconds": seconds,
+        "history": history,
+        "percent": tested,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RESULTS, [*done, result])
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return what makes another run."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """Return the results so far."""
+    path = out / RESULTS
+    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    return found
+
+
+def grouped(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the results of each front end and model, whatever the seed."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(f"{result['model']}, {result['front_end']}", []).append(result)
+    return groups
+
+
+def table(results: Sequence[Mapping[str, Any]], measure: str) -> str:
+    """Return means over seeds and their standard deviations, in Markdown."""
+    names = list(dict.fromkeys(name for result in results for name in result["percent"]))
+    head = ["model", "parameters", "seeds", *names]
+    lines = [f"{measure}, %: mean ± standard deviation over seeds", "", row(head)]
+    lines.append(row(["---"] * len(head)))
+    for name, group in grouped(results).items():
+        cells = []
+        for key in names:
+            values = [r["percent"].get(key) for r in group]
+            known = [v for v in values if v is not None]
+            spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+            cells.append(f"{statistics.mean(known):.1f}{spread}" if known else "-")
+        lines.append(row([name, str(group[0]["parameters"]), str(len(group)), *cells]))
+    return "\n".join(lines)
+
+
+def row(cells: Sequence[str]) -> str:
+    """Return a row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def plot(results: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
+    """Draw the validations of each run, and the tests: a dot a seed."""
+    figure = figure_class()(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    groups = grouped(results)
+    for i, group in enumerate(groups.values()):
+        for result in group:
+            steps = [x["step"] for x in result["history"]]
+            left.plot(steps, [x["score"] for x in result["history"]], color=f"C{i}", alpha=0.7)
+        for marker, key, shift in (("o", "test", -0.1), ("x", "unseen", 0.1)):
+            values = [r["percent"][key] for r in group if r["percent"].get(key) is not None]
+            places = [i + shift] * len(values)
+            right.plot(places, values, marker, color=f"C{i}", label=key if not i else None)
+    left.set(xlabel="step", ylabel=f"{measure}, validation (%)")
+    right.set(ylabel=f"{measure}, test (%)")
+    right.set_xticks(range(len(groups)), [name.replace(", ", "\n") for name in groups])
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=100)

@@ -1,0 +1,205 @@
+"""What the speech recipes share: clips, batches, models of one size, decoding, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audiomamba import audio
+
+RECIPES = str(Path(__file__).parent.parent / "recipes")
+
+
+@pytest.fixture(scope="module")
+def speech() -> Any:
+    """Return the recipes' modules as attributes of one object."""
+    sys.path.insert(0, RECIPES)
+    names = ("speech_clips", "speech_config", "speech_models", "speech", "asr_ctc", "spoken_digits")
+    try:
+        modules = {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(RECIPES)
+    return type(
+        "Speech", (), {k: v for m in modules.values() for k, v in vars(m).items()} | modules
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return two words of three speakers; "c" speaks in the test alone."""
+    for i, word in enumerate(("no", "yes")):
+        for j, speaker in enumerate("abc"):
+            tone = np.full(1600 * (1 + j), 0.1 * (1 + i))
+            (tmp_path / "data" / word).mkdir(parents=True, exist_ok=True)
+            audio.write(tmp_path / "data" / word / f"{speaker}_nohash_0.wav", tone, 16000)
+    lists = {"validation": "no/b_nohash_0.wav\n", "testing": "no/c_nohash_0.wav\n"}
+    for name, text in lists.items():
+        text += text.replace("no/", "yes/")
+        (tmp_path / "data" / f"{name}_list.txt").write_text(text)
+    return tmp_path / "data"
+
+
+def test_clips_have_words_splits_and_speakers(speech: Any, folder: Path) -> None:
+    clips = speech.read_clips(folder)
+    assert clips.words == ("no", "yes")
+    assert list(clips.labels) == [0, 0, 0, 1, 1, 1]
+    assert list(clips.chosen("test")) == list(clips.chosen("unseen")) == [2, 5]
+    assert np.diff(clips.starts).tolist() == [1600, 3200, 4800] * 2
+    (folder / "validation_list.txt").write_text("yes/b_nohash_0.wav\n")
+    (folder / "testing_list.txt").write_text("no/c_nohash_0.wav\nyes/a_nohash_0.wav\n")
+    held = speech.read_clips(folder, hold_out=["c"])
+    assert list(held.chosen("test")) == [2, 3, 5]
+    assert list(held.chosen("unseen")) == [2, 5]
+    assert held.digest != clips.digest
+
+
+def test_a_folder_that_will_not_do_is_told(speech: Any, folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="audiomamba fetch sc09 nowhere"):
+        speech.read_clips("nowhere")
+    with pytest.raises(ValueError, match="no clip of the word 'up'"):
+        speech.read_clips(folder, words=["no", "up"])
+    with pytest.raises(ValueError, match="no clip of the speaker 'd'"):
+        speech.read_clips(folder, hold_out=["d"])
+    with pytest.raises(ValueError, match="no clip of the split 'train'"):
+        speech.read_clips(folder, hold_out=["a"])
+
+
+def test_an_utterance_is_clips_and_gaps(speech: Any, folder: Path) -> None:
+    clips = speech.read_clips(folder)
+    batch = speech.join(clips, [np.array([0, 4]), np.array([1])], [[0.1, 0.05, 0], [0, 0]])
+    assert batch.lengths.tolist() == [1600 + 1600 + 800 + 3200, 3200]
+    assert [labels.tolist() for labels in batch.labels] == [[0, 1], [0]]
+    wanted = np.repeat(np.float32([0, 0.1, 0, 0.2]), [1600, 1600, 800, 3200])
+    np.testing.assert_allclose(batch.waveform[0], wanted, atol=1e-4)  # 16 bits
+    assert not batch.waveform[1, 3200:].any()
+
+
+def test_a_batch_is_a_function_of_its_random_numbers(speech: Any, folder: Path) -> None:
+    clips = speech.read_clips(folder)
+    for recipe in (speech.asr_ctc.RECIPE, speech.spoken_digits.RECIPE):
+        one, same, other = (
+            recipe.draw(clips, recipe.config, np.random.default_rng(seed)) for seed in (0, 0, 1)
+        )
+        assert torch.equal(one.waveform, same.waveform)
+        assert not torch.equal(one.lengths, other.lengths)
+        assert len(one.labels) == recipe.config.batch
+
+
+@pytest.mark.parametrize("front_end", ["mel", "waveform"])
+def test_models_are_of_one_size(speech: Any, front_end: str) -> None:
+    config = speech.Config(front_end=front_end)
+    with torch.device("meta"):
+        sizes = {
+            name: speech.parameters(speech.build(name, config, 10, pool=True))
+            for name in speech.MODELS
+        }
+    assert max(sizes.values()) < 1.05 * min(sizes.values()), sizes
+
+
+@pytest.mark.parametrize("front_end", ["mel", "waveform"])
+@pytest.mark.parametrize("name", ["mamba", "mamba-causal", "gru"])
+def test_padding_has_no_effect(speech: Any, front_end: str, name: str) -> None:
+    config = speech.Config(front_end=front_end, d_model=8, n_layers=1, conv_kernel=3)
+    torch.manual_seed(0)
+    network = speech.build(name, config, 3, pool=True).eval()
+    waveform, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 4321])
+    together, _ = network(waveform, lengths)
+    alone, _ = network(waveform[1:, :4321], lengths[1:])
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_filters_on_samples_begin_as_mel_bands(speech: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 16000, generator=generator)
+    lengths = torch.tensor([16000])
+    for band in (500, 4000):
+        time = torch.arange(16000) / 16000
+        tone = 0.3 * torch.sin(2 * torch.pi * band * time)[None] + 1e-3 * noise
+        mel, counts = speech.MelFrontEnd()(tone, lengths)
+        filters, same = speech.WaveformFrontEnd()(tone, lengths)
+        assert torch.equal(counts, same)
+        both = torch.stack([mel[0].mean(0), filters[0].mean(0)])
+        # Hann's window is applied to the bands here, and to the sound there: skirts differ.
+        assert both.argmax(1).diff().abs() <= 1
+        assert torch.corrcoef(both)[0, 1] > 0.9
+
+
+def test_masks_are_as_wide_as_asked_for(speech: Any) -> None:
+    config = speech.Config(masks=1, mask_bands=8, mask_share=0.5)
+    ones = torch.ones(64, 100, 80)
+    lengths = torch.full((64,), 100)
+    hidden = speech.hiding(config, 64, np.random.default_rng(0))(ones, lengths) == 0
+    bands, frames = hidden.all(1).sum(1), hidden.all(2).sum(1)
+    assert 6 <= bands.max() <= 8
+    assert 40 <= frames.max() <= 50
+    assert torch.equal(hidden.sum((1, 2)), bands * 100 + frames * 80 - bands * frames)
+    nothing = speech.hiding(dataclasses.replace(config, masks=0), 64, np.random.default_rng(0))
+    assert torch.equal(nothing(ones, lengths), ones)
+
+
+def test_words_are_read_off_frames_and_errors_counted(speech: Any) -> None:
+    best = torch.tensor([[0, 2, 2, 0, 2, 1, 1, 0], [1, 1, 0, 3, 3, 3, 2, 2]])
+    logits = torch.nn.functional.one_hot(best, 4).float()
+    assert speech.decode(logits, torch.tensor([8, 5])) == [[2, 2, 1], [1, 3]]
+    for found, wanted, errors in (
+        ("kitten", "sitting", 3),
+        ("", "abc", 3),
+        ("abc", "", 3),
+        ("abc", "abc", 0),
+        ("ab", "ba", 2),
+        ("xabc", "abcy", 2),
+    ):
+        assert speech.edits([*map(ord, found)], [*map(ord, wanted)]) == errors
+
+
+def test_what_is_done_is_not_done_again(
+    speech: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--smoke", "--out", str(tmp_path), "--steps", "1", "--models", "mamba"]
+    speech.run(speech.spoken_digits.RECIPE, common)
+    assert "classify -m" in capsys.readouterr().out
+    speech.run(speech.spoken_digits.RECIPE, [*common, "--seeds", "0", "1"])
+    said = capsys.readouterr().out
+    assert said.count("is done") == 1
+    assert "| 2 |" in said
+    assert [r["seed"] for r in speech.read_results(tmp_path)] == [0, 1]
+    speech.run(speech.spoken_digits.RECIPE, [*common, "--front-end", "waveform"])
+    said = capsys.readouterr().out
+    assert "mamba, mel | " in said
+    assert "mamba, waveform | " in said
+    speech.run(speech.spoken_digits.RECIPE, [*common, "--batch", "3"])
+    assert "| 2 |" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "audiomamba fetch sc09 data/sc09"),
+        (["--front-end", "ears"], "front_end is 'ears'; it must be mel or waveform"),
+        (["--conv-kernel", "4"], "conv_kernel is 4; it must be odd"),
+        (["--fewest", "5", "--most", "4"], "fewest is 5, most 4"),
+    ],
+)
+def test_mistakes_end_with_one_line(
+    speech: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        speech.run(speech.asr_ctc.RECIPE, arguments)
+    assert message in str(stopped.value.code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fields_of_every_class_have_help(speech: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        speech.run(speech.asr_ctc.RECIPE, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--fewest INT Clips of a string (default: 3)" in said
+    assert "--steps INT Optimiser steps (default: 3000)" in said
