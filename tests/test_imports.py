@@ -45,6 +45,8 @@ ORDER = [
     {"audiomamba.sampling"},
     {"audiomamba.engine"},
     {"audiomamba.generate"},
+    {"audiomamba.saved"},
+    {"audiomamba.session"},
     {"audiomamba.audiomodel"},
     {"audiomamba.doctor", "audiomamba.objective", "audiomamba.optim", "audiomamba.train_config"},
     {
@@ -189,6 +191,7 @@ tokenizer.decode(tokenizer.encode(np.zeros(3)))
 
 def test_generating_loads_no_extra(tmp_path: Path) -> None:
     code = f"""{RUN}
+import types
 import numpy as np
 import audiomamba, audiomamba.audiomodel
 class StandIn:
@@ -196,7 +199,11 @@ class StandIn:
     def warm_up(self, notify):
         notify()
     def generate_each(self, samples, **options):
-        yield 0, np.zeros(samples, np.float32)
+        yield types.SimpleNamespace(
+            index=0, waveform=np.zeros(samples, np.float32), bits_per_sample=8.0
+        )
+    def read(self, pieces, notify):
+        return list(pieces)
 audiomamba.load = lambda name, device: StandIn()
 run("generate", "-o", {str(tmp_path)!r}, "--seed", "1")
 run("generate", "-o", {str(tmp_path)!r}, "--prompt", {str(tmp_path / "x_1_0.wav")!r})

@@ -193,7 +193,8 @@ def _write_takes(
         )
         try:
             with contextlib.closing(takes):  # an error here stops the takes that are being made
-                for index, waveform in takes:
+                for take in takes:
+                    index, waveform = take.index, take.waveform
                     speed = (made + 1) * seconds / (time.perf_counter() - began)
                     whole = waveform if start is None else np.concatenate([start, waveform])
                     write_take(
