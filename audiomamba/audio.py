@@ -173,6 +173,12 @@ def write(
         temporary.write_bytes(encoded.getbuffer())
 
 
+def to_pcm16(waveform: NDArray[np.floating[Any]]) -> bytes:
+    """Return samples in [-1, 1] as 16-bit little-endian numbers, those of a WAV file."""
+    numbers: NDArray[np.int16] = np.rint(waveform * 32767).astype("<i2")
+    return numbers.tobytes()
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an OSError name `path` if it names no file, as that of a full disk does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,11 +14,16 @@ import audiomamba
 from audiomamba.commands import options
 from audiomamba.commands.data import evaluate, fetch, prepare
 from audiomamba.commands.export import export
-from audiomamba.commands.generate import INTERRUPTED, generate
+from audiomamba.commands.generate import generate
+from audiomamba.commands.takes import INTERRUPTED
+
+BROKEN_PIPE = 128 + 13
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `audiomamba`; exit with 0 if all went well, 1 on an error, 2 if misused, 130 on Ctrl-C.
+
+    Where who reads the output has gone, it ends with 141, as if by SIGPIPE, and says nothing.
 
     Args:
         arguments: Without the program's name; None takes them from the command line.
@@ -32,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _fail(error.format_message(), error.exit_code)
     except click.Abort:
         code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        code = BROKEN_PIPE
     except Exception as error:  # the edge of the program: a user reads one line
         if "--debug" in arguments:
             raise
@@ -54,7 +63,7 @@ def _one_line(error: Exception) -> str:
         }.get(error.errno or 0, "")
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}{remedy}"
-    if isinstance(error, (ImportError, OSError, ValueError)):
+    if isinstance(error, (ImportError, MemoryError, OSError, ValueError)):
         return str(error)
     return f"{type(error).__name__}: {error}; --debug tells where"
 
