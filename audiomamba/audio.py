@@ -174,9 +174,9 @@ def write(
 
 
 def to_pcm16(waveform: NDArray[np.floating[Any]]) -> bytes:
-    """Return samples in [-1, 1] as 16-bit little-endian numbers, those of a WAV file."""
-    numbers: NDArray[np.int16] = np.rint(waveform * 32767).astype("<i2")
-    return numbers.tobytes()
+    """Return samples in [-1, 1] as 16-bit little-endian numbers, those that `write` makes."""
+    numbers = np.floor(waveform * np.float32(32768)).clip(-32768, 32767)
+    return bytes(numbers.astype("<i2").tobytes())
 
 
 @contextmanager

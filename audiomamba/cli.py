@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -38,9 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _fail(error.format_message(), error.exit_code)
     except click.Abort:
         code = INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        code = BROKEN_PIPE
     except Exception as error:  # the edge of the program: a user reads one line
         if "--debug" in arguments:
             raise
@@ -68,7 +65,21 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}; --debug tells where"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Program(click.Group):
+    """Ends in silence where who reads the output has gone; click itself would exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's flush
+            raise click.exceptions.Exit(BROKEN_PIPE) from None
+
+
+@click.group(
+    cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(audiomamba.__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Raw audio, one sample at a time."""

@@ -76,8 +76,7 @@ def main() -> None:
     )
     # Measured as they come, so that one waveform is in memory.
     record["generated"] = [
-        {"index": index, **summary(measure(waveform, model.sample_rate))}
-        for index, waveform in each
+        {"index": take.index, **summary(measure(take.waveform, model.sample_rate))} for take in each
     ]
     record["generated"].sort(key=lambda row: row["index"])
     report(record)

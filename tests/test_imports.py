@@ -33,7 +33,9 @@ ORDER = [
         "audiomamba.checkpoint",
         "audiomamba.data",
         "audiomamba.drift",
+        "audiomamba.gallery",
         "audiomamba.output",
+        "audiomamba.play",
         "audiomamba.plot",
     },
     {
