@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from audiomamba.engine.place import Draw, Opened, Place, Running, Tokens
 from audiomamba.engine.prompt import check_tokens, read_prompt
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed, check_whole
+
+_log = logging.getLogger(__name__)
 
 Batch = int | Literal["auto"] | None
 Streams = Generator["Made", None, None]
@@ -164,6 +167,7 @@ def start_fitting(
             f"{len(places)} streams together do not fit into the device's memory, {fits} do; ask "
             f"for a batch size of {fits}, or auto"
         )
+    _log.warning("%d streams together do not fit into memory; going on by %d", len(places), fits)
     return opened.start(places[:fits], draw), fits
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,7 +287,25 @@ def test_a_prompt_of_any_kind_is_continued(
         "file": str(prompt),
         "sha256": hashlib.sha256(prompt.read_bytes()).hexdigest(),
         "seconds": 1.0,
+        "in_file": True,
     }
+
+
+def test_reading_a_prompt_is_no_part_of_the_speed(
+    run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(pieces: Iterator[np.ndarray], notify: Callable[[], None]) -> np.ndarray:
+        notify()
+        time.sleep(0.5)
+        return np.concatenate(list(pieces))
+
+    monkeypatch.setattr(model, "read", read)
+    prompt = tmp_path / "prompt.wav"
+    audio.write(prompt, noise(RATE, 0), RATE)
+    code, _, err = run("generate", "--seconds", 10, "--seed", 1, "-o", tmp_path, "--prompt", prompt)
+    assert (code, err) == (0, "compiling for this machine; the next start finds it done\n")
+    record = json.loads((tmp_path / "stand-in_1_0.json").read_text())
+    assert record["times_real_time"] > 10 / 0.5
 
 
 def test_the_beginning_of_a_prompt_can_be_used(run: Run, model: StandIn, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_likeliest_are_kept_in_order(run: Run, small: Path, tmp_path: Path) 
     assert record(tmp_path / f"small_1_{best[5]}.wav")["rank"] == 6
 
 
-def test_a_take_goes_on_from_its_state(run: Run, tmp_path: Path) -> None:
+def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) -> None:
     assert run("--seconds", 0.3, "-n", 2, "--temperature", 0.9)[0] == 0
     whole = audio.read(tmp_path / "small_1_1.wav", RATE)
     half = ("--seconds", 0.15, "-n", 2, "--temperature", 0.9, "--save-state", "--overwrite")
@@ -97,6 +97,12 @@ def test_a_take_goes_on_from_its_state(run: Run, tmp_path: Path) -> None:
     assert run("--seconds", 0.05, "--resume", rest.with_suffix(".safetensors"))[0] == 0
     last = audio.read(tmp_path / "small_1_1_from_4000.wav", RATE)
     assert np.array_equal(last, whole[4000:])
+    model = audiomamba.load(small)
+    two = model.start(num=2)
+    two.save(tmp_path / "two.safetensors")
+    code, _, err = run("--resume", tmp_path / "two.safetensors", "--stream")
+    assert code == 2
+    assert "two.safetensors holds 2" in err
     code, _, err = run("--resume", state, "--top-k", 3)
     assert code == 2
     assert "--top-k does not go with --resume" in err

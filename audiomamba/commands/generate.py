@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ COMPILING = "compiling for this machine; the next start finds it done"
 @generate_options.drawing
 @generate_options.going_on
 @generate_options.where
-@generate_options.judging
+@generate_options.showing
 @options.overwrite
 @options.quiet
 @options.debug
@@ -57,6 +58,8 @@ def generate(**given: Any) -> None:
     model = audiomamba.load(flags.name, device=flags.device)
     order = _plan(model, flags)
     if flags.stream:
+        if order.num > 1:
+            raise click.UsageError(f"--stream is one stream, and {flags.resume} holds {order.num}")
         _say(f"seed {order.sampling['seed']}", flags, err=True)
         write_raw(_placed(order, flags))
         return
@@ -183,6 +186,7 @@ def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
 def _placed(order: Order, flags: Flags) -> Order:
     """Compile, and read the prompt: neither counts as making sound."""
 
+    @functools.cache  # told once
     def notify() -> None:
         _say(COMPILING, flags, err=True)
 

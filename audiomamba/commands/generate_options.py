@@ -149,7 +149,7 @@ writing = _all(
     ),
 )
 
-judging = _all(
+showing = _all(
     click.option(
         "--format",
         "file_format",

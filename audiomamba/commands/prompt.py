@@ -86,5 +86,10 @@ def read_prompt(
     return Prompt(
         place=place,
         before=np.concatenate(held) if hold else None,
-        record={"file": str(path.absolute()), "sha256": sha256(path), "seconds": length},
+        record={
+            "file": str(path.absolute()),
+            "sha256": sha256(path),
+            "seconds": length,
+            "in_file": hold,
+        },
     )

@@ -14,7 +14,7 @@ from audiomamba.engine.engine import Engine, Stream
 from audiomamba.engine.place import Blocks, Draw, Place, Tokens
 
 BLOCK = 2048  # samples that the compiled loop makes before it looks up, some 50 ms
-AHEAD = 2  # blocks under way, so that no core waits for another or for who takes the blocks
+AHEAD = 4  # blocks under way, so that no core waits for another or for who takes the blocks
 
 
 class ThreadedStreams:
@@ -34,28 +34,32 @@ class ThreadedStreams:
 
     def blocks(self, samples: int) -> Blocks:
         """Draw samples."""
-        threads = min(len(self._streams), torch.get_num_threads())
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="generate")
+        count = len(self._streams)
+        threads = min(count, torch.get_num_threads())
+        # A thread has streams of its own, so that it need not wait for another.
+        workers = [ThreadPoolExecutor(1, thread_name_prefix="generate") for _ in range(threads)]
         under_way: deque[tuple[Tokens, list[Future[None]]]] = deque()
-        before: list[Future[None] | None] = [None] * len(self._streams)
         try:
             for at in range(0, samples, BLOCK):
-                shape = (len(self._streams), min(BLOCK, samples - at))
-                block = np.full(shape, -1, np.int64)
-                work = [pool.submit(self._go_on, i, row, before[i]) for i, row in enumerate(block)]
-                before = [*work]
+                block = np.full((count, min(BLOCK, samples - at)), -1, np.int64)
+                work = [
+                    worker.submit(self._go_on, block, range(i, count, threads))
+                    for i, worker in enumerate(workers)
+                ]
                 under_way.append((block, work))
                 if len(under_way) == AHEAD:
                     yield _finished(*under_way.popleft())
             while under_way:
                 yield _finished(*under_way.popleft())
         finally:
-            pool.shutdown(cancel_futures=True)
+            for wait in (False, True):  # all are told to stop before one is waited for
+                for worker in workers:
+                    worker.shutdown(wait, cancel_futures=True)
 
-    def _go_on(self, i: int, row: NDArray[np.int64], before: Future[None] | None) -> None:
-        if before is not None:
-            before.result()  # begun earlier, so that this ends; its failure is this one's
-        self._streams[i].run(row, self._draw.sampling, self._draw.seed, self._draw.first + i)
+    def _go_on(self, block: NDArray[np.int64], members: range) -> None:
+        draw = self._draw
+        for i in members:
+            self._streams[i].run(block[i], draw.sampling, draw.seed, draw.first + i)
 
     def nats(self) -> NDArray[np.float64]:
         """Return minus the log-likelihoods."""
