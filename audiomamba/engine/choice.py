@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from audiomamba.engine.engine import Engine, supports
+from audiomamba.engine.engine import Engine, log_compiling, supports
 from audiomamba.engine.place import Opened
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.engine.steps import ROWS, SteppedStreams
@@ -98,7 +98,7 @@ def open_engine(
 @contextmanager
 def _tell_if_slow(notify: Callable[[], None] | None) -> Iterator[None]:
     """Call notify if the block takes longer than what needs no compiling."""
-    timer = threading.Timer(SLOW_SECONDS, notify or (lambda: None))
+    timer = threading.Timer(SLOW_SECONDS, notify or log_compiling)
     timer.daemon = True
     timer.start()
     try:

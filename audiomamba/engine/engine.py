@@ -68,7 +68,7 @@ class Engine:
             notify: Called once, before code is compiled, which takes about 20 seconds; not when it
                 is loaded. None logs a warning.
         """
-        with announce(notify or _notify):
+        with announce(notify or log_compiling):
             self.start().run(np.empty(0, np.int64))
 
 
@@ -146,5 +146,6 @@ class Stream:
         return unflatten_state(self._layout, self._state)
 
 
-def _notify() -> None:
+def log_compiling() -> None:
+    """Log that code is compiled, which takes a while."""
     _log.warning("compiling the generation engine; this happens once and takes about 20 seconds")
