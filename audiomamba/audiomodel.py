@@ -7,14 +7,20 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from audiomamba import checkpoint, saved
+from audiomamba.arguments import (
+    Waveform,
+    check_device,
+    check_mono,
+    check_waveform,
+    count_samples,
+)
 from audiomamba.config import ModelConfig
 from audiomamba.engine.choice import EngineName, choose_engine, open_engine
 from audiomamba.engine.place import Draw, Place, Tokens
@@ -23,12 +29,11 @@ from audiomamba.files import sha256
 from audiomamba.generate import Batch, Job, check_prompts, generate_streams, start_all
 from audiomamba.models.features import encode_rows
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.sampling import Sampling, check_real, check_whole
+from audiomamba.sampling import Sampling, check_whole
 from audiomamba.saved import Saved
 from audiomamba.session import Session
 from audiomamba.tokenizer import Tokenizer
 
-Waveform = NDArray[np.float32]
 Prompt = Waveform | Tensor | Place
 
 ENDLESS = 1 << 62  # samples
@@ -132,7 +137,7 @@ class AudioModel:
             ValueError: If the prompt is empty, not mono, not finite or out of range.
         """
         pieces = [prompt] if isinstance(prompt, (np.ndarray, Tensor)) else prompt
-        tokens = (self.tokenizer.encode(_mono(piece)) for piece in pieces)
+        tokens = (self.tokenizer.encode(check_mono(piece)) for piece in pieces)
         place = read_prompt(self.network, open_engine(self.network), tokens, notify)
         if not place.position:
             raise ValueError("the prompt is empty")
@@ -220,9 +225,9 @@ class AudioModel:
         if prompt is None:
             return np.stack(news)
         if isinstance(prompt, (np.ndarray, Tensor)):
-            return np.stack([np.concatenate([_mono(prompt), new]) for new in news])
+            return np.stack([np.concatenate([check_mono(prompt), new]) for new in news])
         pairs = zip(prompt, news, strict=True)
-        return [np.concatenate([_mono(before), new]) for before, new in pairs]
+        return [np.concatenate([check_mono(before), new]) for before, new in pairs]
 
     def generate_each(
         self,
@@ -410,7 +415,7 @@ class AudioModel:
         return [self._tokens(one) for one in prompt]
 
     def _tokens(self, prompt: Prompt) -> Tokens | Place:
-        return prompt if isinstance(prompt, Place) else self.tokenizer.encode(_mono(prompt))
+        return prompt if isinstance(prompt, Place) else self.tokenizer.encode(check_mono(prompt))
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
@@ -432,56 +437,3 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
         weights_sha256=sha256(directory / checkpoint.WEIGHTS),
         temperature=checkpoint.read_temperature(directory),
     )
-
-
-def count_samples(seconds: float, sample_rate: int) -> int:
-    """Return the nearest count of samples.
-
-    Raises:
-        ValueError: If that is no sample, or seconds is not finite or no number.
-    """
-    check_real(seconds, "seconds")
-    if not 0.5 / sample_rate < seconds < float("inf"):
-        raise ValueError(f"seconds is {seconds}; it must be positive, and long enough for a sample")
-    return round(seconds * sample_rate)
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Return a device that can be used here; raise ValueError with the reason if it cannot."""
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'") from error
-    if place.type == "cuda":
-        count = torch.cuda.device_count()
-        if (place.index or 0) >= count:
-            raise ValueError(f"device is {str(device)!r}, but PyTorch sees {count} CUDA devices")
-    elif place.type != "cpu":
-        raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'")
-    return place
-
-
-def _mono(prompt: Any) -> Waveform:
-    """Return a prompt as an array (samples,)."""
-    waveform = check_waveform(prompt, "the prompt")
-    if waveform.ndim != 1:
-        raise ValueError(f"the prompt has shape {waveform.shape}; it must be mono, (samples,)")
-    return waveform
-
-
-def check_waveform(waveform: Any, name: str) -> Waveform:
-    """Return a waveform as an array, (samples,) or (batch, samples), finite and not empty."""
-    wave: Any = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else waveform
-    if not isinstance(wave, np.ndarray) or wave.dtype.kind != "f":
-        kind = wave.dtype if isinstance(wave, np.ndarray) else type(wave).__name__
-        raise ValueError(f"{name} is {kind}; it must be a floating-point array or tensor")
-    if wave.ndim not in (1, 2):
-        raise ValueError(
-            f"{name} has shape {wave.shape}; it must be (samples,) or (batch, samples)"
-        )
-    if wave.size == 0:
-        raise ValueError(f"{name} is empty")
-    if not np.isfinite(wave).all():
-        at = np.unravel_index(int(np.argmin(np.isfinite(wave))), wave.shape)[-1]
-        raise ValueError(f"{name} is NaN or infinite at sample {at}")
-    return wave.astype(np.float32, copy=False)

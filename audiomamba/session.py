@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audiomamba import saved
+from audiomamba.arguments import Waveform
 from audiomamba.engine.place import Opened
 from audiomamba.generate import start_fitting
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import check_whole
 from audiomamba.saved import Saved
-
-Waveform = NDArray[np.float32]
 
 
 class Session:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 import audiomamba
-from audiomamba.audiomodel import AudioModel, count_samples
+from audiomamba.arguments import count_samples
+from audiomamba.audiomodel import AudioModel
 from audiomamba.config import Tier, unet
 from audiomamba.data.tokens import TokenStore
 from audiomamba.drift import LIMITS, Curves, faults, measure

@@ -10,7 +10,8 @@ import torch
 
 import audiomamba
 from audiomamba import audiomodel, checkpoint
-from audiomamba.audiomodel import AudioModel, check_device
+from audiomamba.arguments import check_device
+from audiomamba.audiomodel import AudioModel
 from audiomamba.config import ModelConfig, Tier
 from audiomamba.engine.engine import Engine
 from audiomamba.files import sha256

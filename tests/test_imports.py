@@ -45,7 +45,7 @@ ORDER = [
         "audiomamba.evaluate",
     },
     {"audiomamba.sampling"},
-    {"audiomamba.engine"},
+    {"audiomamba.arguments", "audiomamba.engine"},
     {"audiomamba.generate"},
     {"audiomamba.saved"},
     {"audiomamba.session"},
