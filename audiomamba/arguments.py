@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audiomamba.sampling import check_real
+from audiomamba.engine.place import Place, Tokens
+from audiomamba.sampling import check_real, check_whole
+from audiomamba.tokenizer import Tokenizer
 
 Waveform = NDArray[np.float32]
+Prompt = Waveform | Tensor | Place
 
 
 def count_samples(seconds: float, sample_rate: int) -> int:
@@ -39,6 +43,36 @@ def check_device(device: str | torch.device) -> torch.device:
     elif place.type != "cpu":
         raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'")
     return place
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, prompt: Prompt | Sequence[Prompt] | None, num: int | None
+) -> list[Tokens | Place]:
+    """Return a prompt for each sound, as tokens or read already.
+
+    Args:
+        tokenizer: The model's.
+        prompt: One for all, one for each, or None.
+        num: Sounds; None is one, or one for each prompt.
+
+    Raises:
+        ValueError: If num is out of range or no count of the prompts, or one is none.
+    """
+    if num is not None and check_whole(num, "num") < 1:
+        raise ValueError(f"num is {num}; it must be at least 1")
+    if prompt is None:
+        return [np.empty(0, np.int64)] * (num or 1)
+    if isinstance(prompt, (np.ndarray, Tensor, Place)):
+        return [_encode(tokenizer, prompt)] * (num or 1)
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        raise ValueError(f"the prompt is {prompt!r}; it must be a waveform or a list of some")
+    if num not in (None, len(prompt)):
+        raise ValueError(f"num is {num}, but there are {len(prompt)} prompts; leave it out")
+    return [_encode(tokenizer, one) for one in prompt]
+
+
+def _encode(tokenizer: Tokenizer, prompt: Prompt) -> Tokens | Place:
+    return prompt if isinstance(prompt, Place) else tokenizer.encode(check_mono(prompt))
 
 
 def check_mono(prompt: Any) -> Waveform:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
@@ -15,46 +14,28 @@ from torch import Tensor
 
 from audiomamba import checkpoint, saved
 from audiomamba.arguments import (
+    Prompt,
     Waveform,
     check_device,
     check_mono,
     check_waveform,
     count_samples,
+    encode_prompts,
 )
 from audiomamba.config import ModelConfig
 from audiomamba.engine.choice import EngineName, choose_engine, open_engine
-from audiomamba.engine.place import Draw, Place, Tokens
+from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.files import sha256
 from audiomamba.generate import Batch, Job, check_prompts, generate_streams, start_all
 from audiomamba.models.features import encode_rows
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.sampling import Sampling, check_whole
+from audiomamba.sampling import Sampling
 from audiomamba.saved import Saved
-from audiomamba.session import Session
+from audiomamba.session import Session, Take
 from audiomamba.tokenizer import Tokenizer
 
-Prompt = Waveform | Tensor | Place
-
 ENDLESS = 1 << 62  # samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class Take:
-    """A sound that is finished.
-
-    Attributes:
-        index: Its number under the seed.
-        waveform: What is new, float32 (samples,).
-        bits_per_sample: Minus its log-likelihood by the model itself, whatever the temperature and
-            cuts: what `AudioModel.nll` says of it; after a prompt, given the prompt.
-        place: Where it stands, to go on from.
-    """
-
-    index: int
-    waveform: Waveform
-    bits_per_sample: float
-    place: Place
 
 
 class AudioModel:
@@ -258,7 +239,7 @@ class AudioModel:
                 largest that does.
         """
         sampling = self._sampling(temperature, top_k, top_p)
-        prompts = self._prompts(prompt, num)
+        prompts = encode_prompts(self.tokenizer, prompt, num)
         job = Job(samples=samples, seed=seed, sampling=sampling, prompt=prompts)
         streams = generate_streams(
             self.network, job, num=len(prompts), first=first, batch=batch, progress=progress
@@ -296,7 +277,7 @@ class AudioModel:
             MemoryError: If so many do not fit into memory; the message names how many do.
         """
         draw = Draw(sampling=self._sampling(temperature, top_k, top_p), seed=seed, first=first)
-        prompts = check_prompts(self.network, self._prompts(prompt, num))
+        prompts = check_prompts(self.network, encode_prompts(self.tokenizer, prompt, num))
         opened = open_engine(self.network)
         places = start_all(self.network, opened, prompts)
         begin = Saved(draw=draw, places=places, made=0, nats=[0.0] * len(places))
@@ -337,8 +318,7 @@ class AudioModel:
             ValueError: If an argument is out of range.
         """
         if samples is None:
-            endless = seconds is None
-            samples = ENDLESS if endless else count_samples(seconds or 0.0, self.sample_rate)
+            samples = ENDLESS if seconds is None else count_samples(seconds, self.sample_rate)
         session = self.start(
             num=num,
             first=first,
@@ -397,25 +377,6 @@ class AudioModel:
         self, temperature: float | None, top_k: int | None, top_p: float | None
     ) -> Sampling:
         return Sampling(self.temperature if temperature is None else temperature, top_k, top_p)
-
-    def _prompts(
-        self, prompt: Prompt | Sequence[Prompt] | None, num: int | None
-    ) -> list[Tokens | Place]:
-        """Return a prompt for each sound, as tokens or read already."""
-        if num is not None and check_whole(num, "num") < 1:
-            raise ValueError(f"num is {num}; it must be at least 1")
-        if prompt is None:
-            return [np.empty(0, np.int64)] * (num or 1)
-        if isinstance(prompt, (np.ndarray, Tensor, Place)):
-            return [self._tokens(prompt)] * (num or 1)
-        if not isinstance(prompt, (list, tuple)) or not prompt:
-            raise ValueError(f"the prompt is {prompt!r}; it must be a waveform or a list of some")
-        if num not in (None, len(prompt)):
-            raise ValueError(f"num is {num}, but there are {len(prompt)} prompts; leave it out")
-        return [self._tokens(one) for one in prompt]
-
-    def _tokens(self, prompt: Prompt) -> Tokens | Place:
-        return prompt if isinstance(prompt, Place) else self.tokenizer.encode(check_mono(prompt))
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:

@@ -1,11 +1,11 @@
-"""Streams that are made piece by piece, and can be left, saved and taken up again."""
+"""Finished takes, and streams that are made piece by piece, left and taken up again."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,29 @@ from numpy.typing import NDArray
 
 from audiomamba import saved
 from audiomamba.arguments import Waveform
-from audiomamba.engine.place import Opened
+from audiomamba.engine.place import Opened, Place
 from audiomamba.generate import start_fitting
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import check_whole
 from audiomamba.saved import Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """A sound that is finished.
+
+    Attributes:
+        index: Its number under the seed.
+        waveform: What is new, float32 (samples,).
+        bits_per_sample: Minus its log-likelihood by the model itself, whatever the temperature and
+            cuts: what `AudioModel.nll` says of it; after a prompt, given the prompt.
+        place: Where it stands, to go on from.
+    """
+
+    index: int
+    waveform: Waveform
+    bits_per_sample: float
+    place: Place
 
 
 class Session:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from audiomamba.audiomodel import AudioModel, Take
+    from audiomamba.audiomodel import AudioModel
     from audiomamba.engine.place import Place
     from audiomamba.saved import Saved
+    from audiomamba.session import Take
 
 INTERRUPTED = 130
 
