@@ -177,6 +177,12 @@ def write(
         temporary.write_bytes(encoded.getbuffer())
 
 
+def to_pcm16(waveform: NDArray[np.floating[Any]]) -> bytes:
+    """Return samples in [-1, 1] as 16-bit little-endian numbers, those that `write` makes."""
+    numbers = np.floor(waveform * np.float32(32768)).clip(-32768, 32767)
+    return bytes(numbers.astype("<i2").tobytes())
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an OSError name `path` if it names no file, as that of a full disk does not."""

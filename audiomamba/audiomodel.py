@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from audiomamba import checkpoint
+from audiomamba import checkpoint, saved
+from audiomamba.arguments import (
+    Prompt,
+    Waveform,
+    check_device,
+    check_mono,
+    check_waveform,
+    count_samples,
+    encode_prompts,
+)
 from audiomamba.config import ModelConfig
-from audiomamba.engine.engine import Engine
+from audiomamba.engine.choice import EngineName, choose_engine, open_engine
+from audiomamba.engine.place import Draw, Place
+from audiomamba.engine.prompt import read_prompt
 from audiomamba.files import sha256
-from audiomamba.generate import EngineName, Job, choose_engine, generate_streams
+from audiomamba.generate import Batch, Job, check_prompts, generate_streams, start_all
 from audiomamba.models.features import encode_rows
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.sampling import Sampling, check_real
+from audiomamba.sampling import Sampling
+from audiomamba.saved import Saved
+from audiomamba.session import Session, Take
 from audiomamba.tokenizer import Tokenizer
 
-Waveform = NDArray[np.float32]
+ENDLESS = 1 << 62  # samples
 
 
 class AudioModel:
@@ -84,46 +97,100 @@ class AudioModel:
             notify: Called once, before code is compiled, which takes about 20 seconds; not when it
                 is loaded. None logs a warning.
         """
-        if self.engine == "numba":
-            Engine(self.network).warm_up(notify)
+        open_engine(self.network, notify=notify)
 
+    def read(
+        self,
+        prompt: Waveform | Tensor | Iterable[Waveform],
+        notify: Callable[[], None] | None = None,
+    ) -> Place:
+        """Read a prompt once, for any number of sounds that go on from it.
+
+        Args:
+            prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, or an iterable of pieces of
+                one, of which only one is held at a time: a prompt may be longer than memory.
+            notify: Called once if code must be compiled to read it.
+
+        Returns:
+            What `generate_each`, `start` and `stream` take as a prompt.
+
+        Raises:
+            ValueError: If the prompt is empty, not mono, not finite or out of range.
+        """
+        pieces = [prompt] if isinstance(prompt, (np.ndarray, Tensor)) else prompt
+        tokens = (self.tokenizer.encode(check_mono(piece)) for piece in pieces)
+        place = read_prompt(self.network, open_engine(self.network), tokens, notify)
+        if not place.position:
+            raise ValueError("the prompt is empty")
+        return place
+
+    @overload
     def generate(
         self,
         seconds: float = 10.0,
         *,
         samples: int | None = None,
-        num: int = 1,
+        num: int | None = None,
         seed: int = 0,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         prompt: Waveform | Tensor | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Waveform:
+    ) -> Waveform: ...
+
+    @overload
+    def generate(
+        self,
+        seconds: float = 10.0,
+        *,
+        samples: int | None = None,
+        num: int | None = None,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prompt: Sequence[Waveform | Tensor],
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Waveform]: ...
+
+    def generate(
+        self,
+        seconds: float = 10.0,
+        *,
+        samples: int | None = None,
+        num: int | None = None,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prompt: Waveform | Tensor | Sequence[Waveform | Tensor] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Waveform | list[Waveform]:
         """Make sound.
 
-        Row i depends on seed, i, the sampling options and the prompt, not on `num`.
+        Row i depends on seed, i, the sampling options and its prompt, not on other rows.
 
         Args:
             seconds: Length of what is made, without the prompt.
             samples: The same in samples, instead of seconds.
-            num: How many.
+            num: How many; None is one, or one for each prompt of a list.
             seed: 0 to 2^64 - 1.
             temperature: Divides the logits; 0 takes the likeliest level at each sample; None is the
                 model's own.
             top_k: Draw from this many of the likeliest levels; None is all.
             top_p: Draw from the fewest levels that hold this share of the probability; None is all.
-            prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, to be continued.
+            prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, to be continued; or a list of
+                these, of any lengths, of which row i continues prompt i.
             progress: Called with the count of samples newly made.
 
         Returns:
             float32 (num, samples); with a prompt (num, len(prompt) + samples): the prompt and what
-            follows it.
+            follows it. With a list of prompts a list of such rows.
 
         Raises:
-            ValueError: If an argument is out of range, or the prompt empty, not mono or not finite.
+            ValueError: If an argument is out of range, or a prompt empty, not mono or not finite.
         """
-        before = _prompt(prompt)
         each = self.generate_each(
             samples=count_samples(seconds, self.sample_rate) if samples is None else samples,
             num=num,
@@ -134,46 +201,134 @@ class AudioModel:
             prompt=prompt,
             progress=progress,
         )
-        rows = sorted(each, key=lambda pair: pair[0])
-        return np.stack([np.concatenate([before, waveform]) for _, waveform in rows])
+        takes = sorted(each, key=lambda take: take.index)
+        news = [take.waveform for take in takes]
+        if prompt is None:
+            return np.stack(news)
+        if isinstance(prompt, (np.ndarray, Tensor)):
+            return np.stack([np.concatenate([check_mono(prompt), new]) for new in news])
+        pairs = zip(prompt, news, strict=True)
+        return [np.concatenate([check_mono(before), new]) for before, new in pairs]
 
     def generate_each(
         self,
         *,
         samples: int,
-        num: int = 1,
+        num: int | None = None,
         first: int = 0,
         seed: int = 0,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        prompt: Waveform | Tensor | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+        batch: Batch = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Generator[tuple[int, Waveform], None, None]:
+    ) -> Generator[Take, None, None]:
         """Make sounds first, ..., first + num - 1 and give each as soon as it is finished.
 
-        Arguments are those of `generate`, and checked before this returns.
+        Arguments are those of `generate`, and checked before this returns. A prompt may also be
+        what `read` gives. `batch` is the count of sounds made side by side: None is one a CPU core
+        or 1024 on a GPU, "auto" that or as many as fit into memory.
 
         Returns:
-            A generator of (index, float32 waveform (samples,)), without the prompt, in the order in
-            which they are finished. Closing it stops the work; no further sound is begun.
-        """
-        job = Job(
-            samples=samples,
-            seed=seed,
-            sampling=Sampling(
-                self.temperature if temperature is None else temperature, top_k, top_p
-            ),
-            prompt=self.tokenizer.encode(_prompt(prompt)),
-        )
-        streams = generate_streams(self.network, job, num=num, first=first, progress=progress)
+            A generator of takes, without the prompt, in the order in which they are finished.
+            Closing it stops the work; no further sound is begun.
 
-        def decoded() -> Generator[tuple[int, Waveform], None, None]:
+        Raises:
+            MemoryError: When the first is taken: a batch does not fit; the message names the
+                largest that does.
+        """
+        sampling = self._sampling(temperature, top_k, top_p)
+        prompts = encode_prompts(self.tokenizer, prompt, num)
+        job = Job(samples=samples, seed=seed, sampling=sampling, prompt=prompts)
+        streams = generate_streams(
+            self.network, job, num=len(prompts), first=first, batch=batch, progress=progress
+        )
+
+        def decoded() -> Generator[Take, None, None]:
             with closing(streams):
-                for index, tokens in streams:
-                    yield index, self.tokenizer.decode(tokens)
+                for made in streams:
+                    yield Take(
+                        index=made.index,
+                        waveform=self.tokenizer.decode(made.tokens),
+                        bits_per_sample=made.nats / (math.log(2) * samples),
+                        place=made.place,
+                    )
 
         return decoded()
+
+    def start(
+        self,
+        *,
+        num: int | None = None,
+        first: int = 0,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+    ) -> Session:
+        """Begin sounds that are made piece by piece, can be saved, and go on later.
+
+        Arguments are those of `generate_each`. What is made is the same, however it is cut.
+
+        Raises:
+            ValueError: If an argument is out of range.
+            MemoryError: If so many do not fit into memory; the message names how many do.
+        """
+        draw = Draw(sampling=self._sampling(temperature, top_k, top_p), seed=seed, first=first)
+        prompts = check_prompts(self.network, encode_prompts(self.tokenizer, prompt, num))
+        opened = open_engine(self.network)
+        places = start_all(self.network, opened, prompts)
+        begin = Saved(draw=draw, places=places, made=0, nats=[0.0] * len(places))
+        return Session(self.network, opened, begin)
+
+    def resume(self, path: str | Path) -> Session:
+        """Take up the sounds that `Session.save` wrote: on the same engine, as if never left.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or was saved with another model or version.
+        """
+        return Session(self.network, open_engine(self.network), saved.read(path, self.network))
+
+    def stream(
+        self,
+        seconds: float | None = None,
+        *,
+        samples: int | None = None,
+        num: int | None = None,
+        first: int = 0,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+    ) -> Generator[Waveform, None, None]:
+        """Make sound and give it in blocks as it is made.
+
+        Arguments are those of `generate_each`; seconds None goes on until the generator is closed.
+        A prompt is no part of the blocks.
+
+        Returns:
+            A generator of blocks, float32 (num, some), which together are what `generate` makes;
+            some tens of milliseconds of computing each. Closing it stops the work.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        if samples is None:
+            samples = ENDLESS if seconds is None else count_samples(seconds, self.sample_rate)
+        session = self.start(
+            num=num,
+            first=first,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prompt=prompt,
+        )
+        return session.blocks(samples)
 
     @torch.inference_mode()
     def nll(self, waveform: Waveform | Tensor) -> float:
@@ -218,6 +373,11 @@ class AudioModel:
         """Write a folder that `load` reads: config.json and model.safetensors, in float32."""
         checkpoint.save(directory, self.config, self.network.state_dict())
 
+    def _sampling(
+        self, temperature: float | None, top_k: int | None, top_p: float | None
+    ) -> Sampling:
+        return Sampling(self.temperature if temperature is None else temperature, top_k, top_p)
+
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
     """Load a model.
@@ -238,58 +398,3 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
         weights_sha256=sha256(directory / checkpoint.WEIGHTS),
         temperature=checkpoint.read_temperature(directory),
     )
-
-
-def count_samples(seconds: float, sample_rate: int) -> int:
-    """Return the nearest count of samples.
-
-    Raises:
-        ValueError: If that is no sample, or seconds is not finite or no number.
-    """
-    check_real(seconds, "seconds")
-    if not 0.5 / sample_rate < seconds < float("inf"):
-        raise ValueError(f"seconds is {seconds}; it must be positive, and long enough for a sample")
-    return round(seconds * sample_rate)
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Return a device that can be used here; raise ValueError with the reason if it cannot."""
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'") from error
-    if place.type == "cuda":
-        count = torch.cuda.device_count()
-        if (place.index or 0) >= count:
-            raise ValueError(f"device is {str(device)!r}, but PyTorch sees {count} CUDA devices")
-    elif place.type != "cpu":
-        raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'")
-    return place
-
-
-def _prompt(prompt: Waveform | Tensor | None) -> Waveform:
-    """Return a prompt as an array, empty if there is none."""
-    if prompt is None:
-        return np.empty(0, np.float32)
-    waveform = check_waveform(prompt, "the prompt")
-    if waveform.ndim != 1:
-        raise ValueError(f"the prompt has shape {waveform.shape}; it must be mono, (samples,)")
-    return waveform
-
-
-def check_waveform(waveform: Any, name: str) -> Waveform:
-    """Return a waveform as an array, (samples,) or (batch, samples), finite and not empty."""
-    wave: Any = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else waveform
-    if not isinstance(wave, np.ndarray) or wave.dtype.kind != "f":
-        kind = wave.dtype if isinstance(wave, np.ndarray) else type(wave).__name__
-        raise ValueError(f"{name} is {kind}; it must be a floating-point array or tensor")
-    if wave.ndim not in (1, 2):
-        raise ValueError(
-            f"{name} has shape {wave.shape}; it must be (samples,) or (batch, samples)"
-        )
-    if wave.size == 0:
-        raise ValueError(f"{name} is empty")
-    if not np.isfinite(wave).all():
-        at = np.unravel_index(int(np.argmin(np.isfinite(wave))), wave.shape)[-1]
-        raise ValueError(f"{name} is NaN or infinite at sample {at}")
-    return wave.astype(np.float32, copy=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -15,11 +16,16 @@ from audiomamba.commands.classify import classify
 from audiomamba.commands.data import evaluate, fetch, prepare
 from audiomamba.commands.encode import encode
 from audiomamba.commands.export import export
-from audiomamba.commands.generate import INTERRUPTED, generate
+from audiomamba.commands.generate import generate
+from audiomamba.commands.takes import INTERRUPTED
+
+BROKEN_PIPE = 128 + 13
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `audiomamba`; exit with 0 if all went well, 1 on an error, 2 if misused, 130 on Ctrl-C.
+
+    Where who reads the output has gone, it ends with 141, as if by SIGPIPE, and says nothing.
 
     Args:
         arguments: Without the program's name; None takes them from the command line.
@@ -56,12 +62,26 @@ def _one_line(error: Exception) -> str:
         }.get(error.errno or 0, "")
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}{remedy}"
-    if isinstance(error, (ImportError, OSError, ValueError)):
+    if isinstance(error, (ImportError, MemoryError, OSError, ValueError)):
         return str(error)
     return f"{type(error).__name__}: {error}; --debug tells where"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Program(click.Group):
+    """Ends in silence where who reads the output has gone; click itself would exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's flush
+            raise click.exceptions.Exit(BROKEN_PIPE) from None
+
+
+@click.group(
+    cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(audiomamba.__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Raw audio, one sample at a time."""

@@ -8,7 +8,8 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,20 +43,24 @@ def targets(
     folder: Path,
     model: str,
     seed: int,
-    num: int,
+    indices: Iterable[int],
     format: Format,
     *,
+    start: int = 0,
     overwrite: bool,
     beside: tuple[str, ...] = (".json",),
 ) -> list[Path]:
     """Return the names of the files to come: MODEL_SEED_INDEX.FORMAT.
+
+    What goes on at sample `start` of an earlier file is MODEL_SEED_INDEX_from_START.FORMAT.
 
     Raises:
         FileExistsError: If one of them, or one beside it with a suffix in `beside`, is there and
             may not be overwritten.
     """
     stem = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "model"
-    paths = [folder / f"{stem}_{seed}_{index}.{format}" for index in range(num)]
+    ending = f"_from_{start}.{format}" if start else f".{format}"
+    paths = [folder / f"{stem}_{seed}_{index}{ending}" for index in indices]
     names = (path.with_suffix(end) for path in paths for end in (path.suffix, *beside))
     there = next((name for name in names if name.exists()), None)
     if there and not overwrite:
@@ -63,6 +68,19 @@ def targets(
             f"{there} is there already; add --overwrite, or choose another --seed or --output-dir"
         )
     return paths
+
+
+def check_page(path: Path, *, overwrite: bool) -> None:
+    """Make sure that a page can be written, and over none that is wanted.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} is there already; add --overwrite, or name another --gallery"
+        )
+    check_folder(path.parent)
 
 
 def check_space(folder: Path, samples: int) -> None:
@@ -92,7 +110,7 @@ def write_take(
     record: Mapping[str, Any],
     *,
     format: Format,
-) -> None:
+) -> dict[str, Any]:
     """Write audio, and beside it as JSON the record of how it was made.
 
     Args:
@@ -101,6 +119,9 @@ def write_take(
         sample_rate: Hz.
         record: What makes the same audio again; versions and what the file holds are added.
         format: As `audiomamba.audio.write`.
+
+    Returns:
+        The record as written.
 
     Raises:
         OSError: If either cannot be written. Neither then appears half-written.
@@ -112,10 +133,24 @@ def write_take(
         **record,
         "versions": versions(),
     }
+    with _record(path, values):
+        audio.write(path, waveform, sample_rate, format=format)
+    return values
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the record of an audio file that is there, over the one it has."""
+    with _record(path, values):
+        pass
+
+
+@contextmanager
+def _record(path: Path, values: Mapping[str, Any]) -> Iterator[None]:
+    """Write the record of an audio file, which appears if the block succeeds."""
     with replacing(record_path(path)) as temporary:
         with audio.naming(record_path(path)):
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        audio.write(path, waveform, sample_rate, format=format)
+        yield
 
 
 def versions() -> dict[str, str]:

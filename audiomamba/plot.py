@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,18 @@ def figure_class() -> Any:
 
 
 def spectrogram(waveform: NDArray[np.float32], sample_rate: int, path: str | Path) -> None:
-    """Draw the waveform above its spectrogram, in dB, and write a PNG.
+    """Write what `png` draws; the file appears whole or not at all."""
+    picture = png(waveform, sample_rate)
+    with replacing(path) as part:
+        part.write_bytes(picture)
+
+
+def png(waveform: NDArray[np.float32], sample_rate: int) -> bytes:
+    """Draw the waveform above its spectrogram, in dB, as a PNG.
 
     Args:
         waveform: (samples,) in [-1, 1], at least 1024 samples.
         sample_rate: Hz.
-        path: The file; it appears whole or not at all.
 
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
@@ -52,5 +59,6 @@ def spectrogram(waveform: NDArray[np.float32], sample_rate: int, path: str | Pat
     *_, image = below.specgram(noisy, NFFT=WINDOW, Fs=sample_rate, noverlap=WINDOW // 2, vmin=-140)
     below.set(xlabel="seconds", ylabel="Hz", xlim=(0, seconds[-1]))
     figure.colorbar(image, ax=below, label="dB per Hz")
-    with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=80)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=80)
+    return drawn.getvalue()

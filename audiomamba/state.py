@@ -6,7 +6,7 @@ first, and nothing is written in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,20 @@ def map_state(fn: Callable[..., Tensor], state: State, *rest: State) -> State:
 def leaves(state: Any) -> list[Tensor]:
     """Return the tensors of a state in order."""
     return [state] if isinstance(state, Tensor) else [leaf for kid in state for leaf in leaves(kid)]
+
+
+def from_leaves(like: State, tensors: Iterable[Tensor]) -> State:
+    """Return tensors as a state of the structure of another, whose leaves they replace in order.
+
+    Raises:
+        ValueError: If their count is another, or but for the batch a shape.
+    """
+    given, wanted = list(tensors), leaves(like)
+    shapes = [[tuple(x.shape[1:]) for x in part] for part in (given, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"a state of {shapes[0]} came where {shapes[1]} belongs")
+    rest = iter(given)
+    return map_state(lambda _: next(rest), like)
 
 
 def where(mask: Tensor, a: State, b: State) -> State:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiomamba import audio
-from audiomamba.audiomodel import AudioModel, Waveform, count_samples
+from audiomamba.arguments import Waveform, count_samples
+from audiomamba.audiomodel import AudioModel
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.plot import WINDOW, figure_class, spectrogram
 

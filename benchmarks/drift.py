@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 import audiomamba
-from audiomamba.audiomodel import AudioModel, count_samples
+from audiomamba.arguments import count_samples
+from audiomamba.audiomodel import AudioModel
 from audiomamba.config import Tier, unet
 from audiomamba.data.tokens import TokenStore
 from audiomamba.drift import LIMITS, Curves, faults, measure
@@ -76,8 +77,7 @@ def main() -> None:
     )
     # Measured as they come, so that one waveform is in memory.
     record["generated"] = [
-        {"index": index, **summary(measure(waveform, model.sample_rate))}
-        for index, waveform in each
+        {"index": take.index, **summary(measure(take.waveform, model.sample_rate))} for take in each
     ]
     record["generated"].sort(key=lambda row: row["index"])
     report(record)

@@ -32,9 +32,10 @@ from torch import Tensor
 
 from audiomamba import checkpoint
 from audiomamba.config import ModelConfig, Tier, unet
+from audiomamba.engine.choice import why_not_engine
 from audiomamba.engine.triton_engine import Streams, TritonEngine
 from audiomamba.files import replacing
-from audiomamba.generate import Job, generate_streams, why_not_engine
+from audiomamba.generate import Job, generate_streams
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.plot import figure_class
 from audiomamba.provenance import provenance

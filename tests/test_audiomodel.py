@@ -10,7 +10,8 @@ import torch
 
 import audiomamba
 from audiomamba import audiomodel, checkpoint
-from audiomamba.audiomodel import AudioModel, check_device
+from audiomamba.arguments import check_device
+from audiomamba.audiomodel import AudioModel
 from audiomamba.config import ModelConfig, Tier
 from audiomamba.engine.engine import Engine
 from audiomamba.files import sha256
@@ -45,7 +46,9 @@ def test_generate_begins_with_the_prompt(model: AudioModel) -> None:
         wave = model.generate(samples=20, prompt=prompt, num=2)
         assert wave.shape == (2, 33)
         assert np.array_equal(wave[:, :13], np.stack([start, start]))
-    rest = dict(model.generate_each(samples=20, prompt=start, num=2))
+    rest = {
+        take.index: take.waveform for take in model.generate_each(samples=20, prompt=start, num=2)
+    }
     assert np.array_equal(rest[1], wave[1, 13:])
     assert not np.array_equal(rest[0], model.generate(samples=20)[0])
 
@@ -60,8 +63,8 @@ def test_options_reach_the_sampling(model: AudioModel) -> None:
 
 def test_generate_each_takes_up_at_any_index(model: AudioModel) -> None:
     whole = model.generate(samples=30, num=4)
-    for index, wave in model.generate_each(samples=30, first=2, num=2):
-        assert np.array_equal(wave, whole[index])
+    for take in model.generate_each(samples=30, first=2, num=2):
+        assert np.array_equal(take.waveform, whole[take.index])
 
 
 def test_closing_what_generate_each_gives_stops_the_work(
@@ -86,7 +89,7 @@ def test_closing_what_generate_each_gives_stops_the_work(
     next(sounds)
     sounds.close()
     assert threading.active_count() == before
-    assert 1 < len(begun) < 24
+    assert 1 <= len(begun) < 24
 
 
 def test_more_levels_than_there_are_keep_all(model: AudioModel) -> None:
@@ -143,6 +146,9 @@ def test_a_length_of_no_sample_is_refused(model: AudioModel, seconds: Any) -> No
         ({"prompt": np.array([0, np.nan, 0], np.float32)}, "the prompt is NaN .* sample 1"),
         ({"prompt": np.array([0, 2.0])}, "a sample is 2"),
         ({"prompt": np.zeros(9, np.int16)}, "the prompt is int16"),
+        ({"prompt": []}, r"the prompt is \[\]"),
+        ({"prompt": [tone(3)], "num": 2}, "there are 1 prompts; leave it out"),
+        ({"batch": 0}, "batch is 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_made(

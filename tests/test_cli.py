@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ class StandIn:
     temperature = 0.75
     engine = "numba"
     nll_bits = 2.5
+    bits = (4.0, 2.0, 3.0)
     slow_to_compile = False
 
     def __init__(self) -> None:
@@ -47,16 +49,23 @@ class StandIn:
         if self.slow_to_compile:
             notify()
 
+    def read(self, pieces: Iterator[np.ndarray], notify: Callable[[], None]) -> np.ndarray:
+        return np.concatenate(list(pieces))
+
     def generate_each(
         self, *, samples: int, num: int, seed: int, progress: Callable[[int], None], **options: Any
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    ) -> Iterator[SimpleNamespace]:
         self.calls.append({"samples": samples, "num": num, "seed": seed, **options})
         try:
             for index in reversed(range(num)):
                 if index == self.interrupt_at:
                     raise KeyboardInterrupt
                 progress(samples)
-                yield index, noise(samples, seed, index)
+                yield SimpleNamespace(
+                    index=index,
+                    waveform=noise(samples, seed, index),
+                    bits_per_sample=self.bits[index % len(self.bits)],
+                )
         finally:
             self.closed = True
 
@@ -123,6 +132,7 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
         "weights_sha256": "0123",
         "seed": 7,
         "index": 0,
+        "bits_per_sample": 4.0,
         "seconds": 0.5,
         "temperature": 0.75,
         "top_k": None,
@@ -181,7 +191,7 @@ def test_every_option_reaches_the_model(
     code, out, _ = run(
         *("generate", "--seconds", 0.01, "--num", 2, "--output_dir", tmp_path, "--seed", 3),
         *("--temperature", 0.9, "--top-k", 5, "--top-p", 0.8, "--format", "flac"),
-        *("-m", "some/where", "--device", "cuda:1"),
+        *("-m", "some/where", "--device", "cuda:1", "--batch-size", 7),
     )
     assert code == 0
     assert loaded == [("some/where", "cuda:1")]
@@ -190,10 +200,12 @@ def test_every_option_reaches_the_model(
             "samples": 160,
             "num": 2,
             "seed": 3,
+            "first": 0,
             "temperature": 0.9,
             "top_k": 5,
             "top_p": 0.8,
             "prompt": None,
+            "batch": 7,
         }
     ]
     paths = [tmp_path / f"stand-in_3_{index}.flac" for index in (1, 0)]
@@ -275,7 +287,25 @@ def test_a_prompt_of_any_kind_is_continued(
         "file": str(prompt),
         "sha256": hashlib.sha256(prompt.read_bytes()).hexdigest(),
         "seconds": 1.0,
+        "in_file": True,
     }
+
+
+def test_reading_a_prompt_is_no_part_of_the_speed(
+    run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(pieces: Iterator[np.ndarray], notify: Callable[[], None]) -> np.ndarray:
+        notify()
+        time.sleep(0.5)
+        return np.concatenate(list(pieces))
+
+    monkeypatch.setattr(model, "read", read)
+    prompt = tmp_path / "prompt.wav"
+    audio.write(prompt, noise(RATE, 0), RATE)
+    code, _, err = run("generate", "--seconds", 10, "--seed", 1, "-o", tmp_path, "--prompt", prompt)
+    assert (code, err) == (0, "compiling for this machine; the next start finds it done\n")
+    record = json.loads((tmp_path / "stand-in_1_0.json").read_text())
+    assert record["times_real_time"] > 10 / 0.5
 
 
 def test_the_beginning_of_a_prompt_can_be_used(run: Run, model: StandIn, tmp_path: Path) -> None:
@@ -299,15 +329,18 @@ def test_a_silent_prompt_is_used_and_told(run: Run, model: StandIn, tmp_path: Pa
 def test_a_long_prompt_needs_a_limit(
     run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiomamba.commands.generate.PROMPT_LIMIT_SECONDS", 1)
+    monkeypatch.setattr("audiomamba.commands.prompt.PROMPT_LIMIT_SECONDS", 1)
     prompt = tmp_path / "prompt.wav"
     audio.write(prompt, noise(RATE + 1, 0), RATE)
     arguments = ("generate", "--seconds", 0.1, "-o", tmp_path / "out", "--prompt", prompt)
     code, _, err = run(*arguments)
     assert code == 1
     assert is_one_line(err)
-    assert "longer than 1 s; say how much of it to use with --prompt-seconds" in err
+    assert "longer than 1 s; say how much of it to use with --prompt-seconds, or add" in err
     assert run(*arguments, "--prompt-seconds", 1)[0] == 0
+    assert run(*arguments, "--without-prompt", "--seed", 4)[0] == 0
+    assert len(model.calls[-1]["prompt"]) == RATE + 1
+    assert len(audio.read(tmp_path / "out" / "stand-in_4_0.wav", RATE)) == 1600
 
 
 def spoil(path: Path, how: str) -> None:
@@ -372,6 +405,12 @@ def test_a_bad_prompt_is_found_before_the_model_is_loaded(
         ["--format", "aac"],
         ["--prompt-seconds", "1"],
         ["--prompt-seconds", "-1"],
+        ["--without-prompt"],
+        ["--keep", "2"],
+        ["--batch-size", "0"],
+        ["--batch-size", "many"],
+        ["--stream", "--play"],
+        ["--stream", "--num", "2"],
         ["--loud"],
         ["extra"],
     ],
@@ -639,7 +678,7 @@ def test_evaluate_refuses_a_folder_of_audio(run: Run, model: StandIn, tmp_path: 
 
 def test_names_of_files_hold_no_odd_characters(tmp_path: Path) -> None:
     names = [
-        output.targets(tmp_path, model, 1, 1, "wav", overwrite=False)[0].name
+        output.targets(tmp_path, model, 1, [0], "wav", overwrite=False)[0].name
         for model in ("piano", "owner/piano v2", "/runs/a:b/", "..")
     ]
     assert names == ["piano_1_0.wav", "piano-v2_1_0.wav", "a-b_1_0.wav", "model_1_0.wav"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 
 from audiomamba import checkpoint
 from audiomamba.config import ModelConfig, Tier
+from audiomamba.engine.choice import choose_engine
 from audiomamba.engine.engine import Engine
-from audiomamba.generate import Job, choose_engine, generate_streams
+from audiomamba.generate import Job, Made, generate_streams
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
 from audiomamba.state import leaves
@@ -62,6 +64,10 @@ def start(network: WaveformModel, tile: int = 1024, **options: Any) -> Any:
     engine = TritonEngine(network)
     engine.tile = tile
     return engine.start(**options)
+
+
+def tokens_of(streams: Iterable[Made]) -> dict[int, np.ndarray]:
+    return {made.index: made.tokens for made in streams}
 
 
 def draw(streams: Any, samples: int, *options: Any) -> np.ndarray:
@@ -118,7 +124,7 @@ def test_all_engines_make_the_same(length: int, sampling: Sampling) -> None:
     prompt = np.random.default_rng(1).integers(0, 32, length)
     job = Job(samples=4, seed=3, sampling=sampling, prompt=prompt)
     made = {
-        engine: dict(generate_streams(network, job, num=2, first=4, engine=engine))
+        engine: tokens_of(generate_streams(network, job, num=2, first=4, engine=engine))
         for engine in ("triton", "torch")
     }
     for index in (4, 5):
@@ -150,13 +156,13 @@ def test_a_stream_cut_anywhere_goes_on_as_the_whole() -> None:
         network,
         streams=2,
         state=streams.state(),
-        position=streams.position,
+        position=streams.positions,
         previous=int(parts[-1][0, -1]),
     )
     rest = draw(streams, 2, CUT, 1, 5)
     assert np.array_equal(np.concatenate([*parts, rest], axis=1), expected)
     assert np.array_equal(draw(again, 2, CUT, 1, 5)[0], expected[0, 4:])
-    assert streams.position == whole.position == 6
+    assert streams.positions == whole.positions == [6, 6]
     torch.testing.assert_close(streams.nats, whole.nats)
 
 
@@ -199,7 +205,7 @@ def test_weights_that_make_nan_are_reported_with_the_sample() -> None:
     assert tokens.tolist() == [[1, 20, -1, -1]]
     job = Job(samples=3, prompt=np.array([1, 20]))
     with pytest.raises(ValueError, match="not finite at sample 2"):
-        dict(generate_streams(network, job, engine="triton"))
+        tokens_of(generate_streams(network, job, engine="triton"))
 
 
 def test_what_cannot_run_is_refused() -> None:
@@ -279,8 +285,8 @@ def test_the_shipped_model_speaks_as_in_pytorch(piano: WaveformModel, sampling: 
     assert choose_engine(piano) == "triton"
     prompt = np.random.default_rng(0).integers(96, 160, 700)
     job = Job(samples=300, seed=5, sampling=sampling, prompt=prompt)
-    made = dict(generate_streams(piano, job, num=2))
-    expected = dict(generate_streams(piano, job, num=2, engine="torch"))
+    made = tokens_of(generate_streams(piano, job, num=2))
+    expected = tokens_of(generate_streams(piano, job, num=2, engine="torch"))
     for index in range(2):
         # A number that falls on the edge between two levels, to rounding, may be drawn otherwise.
         assert np.array_equal(made[index][:200], expected[index][:200])
@@ -289,9 +295,9 @@ def test_the_shipped_model_speaks_as_in_pytorch(piano: WaveformModel, sampling: 
 @pytest.mark.gpu
 def test_a_stream_does_not_depend_on_those_beside_it(piano: WaveformModel) -> None:
     job = Job(samples=2500, seed=9)
-    together = dict(generate_streams(piano, job, num=64))
+    together = tokens_of(generate_streams(piano, job, num=64))
     for index in (0, 1, 63):
-        alone = dict(generate_streams(piano, job, first=index))
+        alone = tokens_of(generate_streams(piano, job, first=index))
         assert np.array_equal(alone[index], together[index])
 
 

@@ -41,7 +41,9 @@ ORDER = [
         "audiomamba.checkpoint",
         "audiomamba.data",
         "audiomamba.drift",
+        "audiomamba.gallery",
         "audiomamba.output",
+        "audiomamba.play",
         "audiomamba.plot",
     },
     {
@@ -52,7 +54,10 @@ ORDER = [
     },
     {"audiomamba.adapters", "audiomamba.classifier", "audiomamba.sampling"},
     {"audiomamba.engine"},
+    {"audiomamba.arguments"},
     {"audiomamba.generate"},
+    {"audiomamba.saved"},
+    {"audiomamba.session"},
     {"audiomamba.audiomodel"},
     {
         "audiomamba.doctor",
@@ -206,6 +211,7 @@ tokenizer.decode(tokenizer.encode(np.zeros(3)))
 
 def test_generating_loads_no_extra(tmp_path: Path) -> None:
     code = f"""{RUN}
+import types
 import numpy as np
 import audiomamba, audiomamba.audiomodel
 class StandIn:
@@ -213,7 +219,11 @@ class StandIn:
     def warm_up(self, notify):
         notify()
     def generate_each(self, samples, **options):
-        yield 0, np.zeros(samples, np.float32)
+        yield types.SimpleNamespace(
+            index=0, waveform=np.zeros(samples, np.float32), bits_per_sample=8.0
+        )
+    def read(self, pieces, notify):
+        return list(pieces)
 audiomamba.load = lambda name, device: StandIn()
 run("generate", "-o", {str(tmp_path)!r}, "--seed", "1")
 run("generate", "-o", {str(tmp_path)!r}, "--prompt", {str(tmp_path / "x_1_0.wav")!r})

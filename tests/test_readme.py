@@ -33,13 +33,16 @@ def run(command: str, folder: Path) -> str:
         words[:2] = [sys.executable, str(ROOT / words[1])]
     else:
         words[:1] = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def short(command: str) -> str:
-    """Ask for half a second, whatever the command asks for."""
+    """Ask for half a second, whatever the command asks for and whoever listens."""
+    command = command.split(" | ")[0]
     command = re.sub(r" --seconds \S+", "", command)
     return f"{command} --seconds 0.5" if command.startswith("audiomamba generate") else command
 

@@ -2,239 +2,223 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import secrets
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import audiomamba
-from audiomamba.commands import options
+from audiomamba.commands import generate_options, options
+from audiomamba.commands.generate_options import Flags
+from audiomamba.commands.prompt import read_prompt
+from audiomamba.commands.raw import write_raw
+from audiomamba.commands.takes import Order, Written, write_takes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from audiomamba.audio import Format
     from audiomamba.audiomodel import AudioModel
 
-PROMPT_LIMIT_SECONDS = 600
-INTERRUPTED = 130
 COMPILING = "compiling for this machine; the next start finds it done"
 
 
 @click.command()
-@options.seconds("--seconds", default=10.0, show_default=True, help="Audio to make.")
-@click.option(
-    "-n",
-    "--num",
-    type=click.IntRange(min=1),
-    metavar="INTEGER",
-    default=1,
-    show_default=True,
-    help="Files to make. File i depends on the seed and i alone.",
-)
-@click.option(
-    "-o",
-    "--output-dir",
-    "--output_dir",
-    type=click.Path(path_type=Path),
-    default=".",
-    help="Folder for the files, made if it is not there.  [default: the present one]",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**64 - 1),
-    metavar="INTEGER",
-    help="Makes the same audio again on the same kind of CPU.  [default: at random, and printed]",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    metavar="FLOAT",
-    callback=options.finite,
-    help="Below 1 is tamer, above 1 wilder; 0 takes the likeliest level.  [default: the model's]",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(1, 2**31 - 1),
-    metavar="INTEGER",
-    help="Draw from the k likeliest levels only.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    metavar="FLOAT",
-    callback=options.finite,
-    help="Draw from the fewest levels whose probabilities reach p only.",
-)
-@click.option(
-    "--prompt",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Audio to continue, of any format, rate and channel count. The file made holds the "
-    "prompt and then --seconds of continuation.",
-)
-@options.seconds("--prompt-seconds", help="Use only the beginning of the prompt.")
-@options.model
-@options.device
-@click.option(
-    "--format",
-    "file_format",
-    type=click.Choice(["wav", "flac", "ogg", "mp3"]),
-    default="wav",
-    show_default=True,
-    help="Of the files.",
-)
-@click.option("--spectrogram", is_flag=True, help="Draw each file beside it, as a PNG.")
+@generate_options.writing
+@generate_options.drawing
+@generate_options.going_on
+@generate_options.where
+@generate_options.showing
 @options.overwrite
 @options.quiet
 @options.debug
-def generate(
-    seconds: float,
-    num: int,
-    output_dir: Path,
-    seed: int | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    prompt: Path | None,
-    prompt_seconds: float | None,
-    name: str,
-    device: str,
-    file_format: Format,
-    spectrogram: bool,
-    overwrite: bool,
-    quiet: bool,
-) -> None:
+def generate(**given: Any) -> None:
     """Make audio.
 
     Each file MODEL_SEED_INDEX.wav is written as soon as it is finished, with a JSON file of the
-    same name beside it that holds what makes it again. Ctrl-C keeps the finished ones.
+    same name beside it that holds what makes it again, and how likely the model finds it. Ctrl-C
+    keeps the finished ones.
     """
-    if prompt_seconds is not None and prompt is None:
-        raise click.UsageError("--prompt-seconds needs --prompt")
-    from audiomamba import audio, checkpoint, output, plot
-    from audiomamba.files import sha256
+    flags = Flags(**given)
+    flags = replace(flags, rank=flags.rank or flags.keep is not None)
+    _check_use(flags)
+    from audiomamba import audio, output, play, plot
 
-    if spectrogram:
+    if flags.spectrogram or flags.gallery:
         plot.figure_class()  # a missing matplotlib is told before the work
-    folder = output_dir.expanduser().absolute()
-    output.check_folder(folder)
-    if prompt is not None:
-        audio.check(prompt)
-    model = audiomamba.load(name, device=device)
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    samples = round(seconds * model.sample_rate)
+    player = play.find_player(flags.file_format) if flags.play else ()
+    folder = flags.output_dir.expanduser().absolute()
+    gallery = flags.gallery and flags.gallery.expanduser().absolute()
+    if not flags.stream:
+        output.check_folder(folder)
+    if gallery:
+        output.check_page(gallery, overwrite=flags.overwrite)
+    if flags.prompt is not None:
+        audio.check(flags.prompt)
+    model = audiomamba.load(flags.name, device=flags.device)
+    order = _plan(model, flags)
+    if flags.stream:
+        if order.num > 1:
+            raise click.UsageError(f"--stream is one stream, and {flags.resume} holds {order.num}")
+        _say(f"seed {order.sampling['seed']}", flags, err=True)
+        write_raw(_placed(order, flags))
+        return
+    output.check_space(folder, order.num * order.samples)
+    paths = _paths(order, folder, flags)
+    order = _placed(order, flags)
+    if order.before is not None:
+        output.check_space(folder, order.num * (order.samples + len(order.before)))
+    _say(f"seed {order.sampling['seed']}", flags)
+    written = write_takes(order, paths, flags)
+    if gallery:
+        _show(gallery, model, written)
+        click.echo(gallery)
+    for one in written if flags.play else ():
+        play.play(player, one.path)
+
+
+def _check_use(flags: Flags) -> None:
+    """Refuse options that contradict one another."""
+    if flags.prompt is None:
+        for name in ("prompt_seconds", "without_prompt"):
+            if getattr(flags, name):
+                raise click.UsageError(f"{_option(name)} needs --prompt")
+    taken = {
+        "resume": ("seed", "temperature", "top_k", "top_p", "num", "prompt"),
+        "stream": ("play", "rank", "gallery", "spectrogram", "guard", "save_state", "batch_size"),
+    }
+    for name, others in taken.items():
+        for other in others:
+            if getattr(flags, name) and getattr(flags, other):
+                why = {
+                    "resume": "the file of --resume holds what that says",
+                    "stream": "--stream writes no file",
+                }[name]
+                raise click.UsageError(f"{_option(other)} does not go with {_option(name)}: {why}")
+    if flags.stream and (flags.num or 1) > 1:
+        raise click.UsageError(f"--num {flags.num} does not go with --stream: that is one stream")
+    if flags.keep is not None and flags.keep > (flags.num or 1):
+        raise click.UsageError(f"--keep {flags.keep} is more than the --num of {flags.num or 1}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _plan(model: AudioModel, flags: Flags) -> Order:
+    """Return what is to be made, but for the prompt, which takes time to read."""
+    from audiomamba import checkpoint, plot
+
+    samples = round(flags.seconds * model.sample_rate)
     if not samples:
-        raise click.UsageError(f"--seconds {seconds} is less than a sample")
-    start = _read_prompt(prompt, prompt_seconds, model.sample_rate)
-    output.check_space(folder, num * (samples + (0 if start is None else len(start))))
-    if spectrogram and samples < plot.WINDOW:
-        raise click.UsageError(f"--spectrogram needs at least {plot.WINDOW} samples")
-    beside = (".json", ".png") if spectrogram else (".json",)
-    paths = output.targets(
-        folder, model.name, seed, num, file_format, overwrite=overwrite, beside=beside
+        raise click.UsageError(f"--seconds {flags.seconds} is less than a sample")
+    if (flags.spectrogram or flags.gallery) and samples < plot.WINDOW:
+        asked = "--spectrogram" if flags.spectrogram else "--gallery"
+        raise click.UsageError(f"{asked} needs at least {plot.WINDOW} samples")
+    folder_of_model = Path(flags.name).is_dir() and flags.name not in checkpoint.shipped()
+    order = Order(
+        model=model,
+        samples=samples,
+        num=flags.num or 1,
+        sampling={
+            "seed": secrets.randbelow(2**31) if flags.seed is None else flags.seed,
+            "temperature": model.temperature if flags.temperature is None else flags.temperature,
+            "top_k": flags.top_k,
+            "top_p": flags.top_p,
+        },
     )
-    temperature = model.temperature if temperature is None else temperature
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    folder_of_model = Path(name).is_dir() and name not in checkpoint.shipped()
-    record: dict[str, Any] = {
-        "model": str(Path(name).absolute()) if folder_of_model else name,
+    if flags.resume is not None:
+        order = _resumed(order, flags.resume)
+    record = {
+        "model": str(Path(flags.name).absolute()) if folder_of_model else flags.name,
         "weights_sha256": model.weights_sha256,
-        "seed": seed,
         "seconds": samples / model.sample_rate,
-        **sampling,
+        **order.sampling,
         "prompt": None,
         "engine": model.engine,
-        "device": device,
+        "device": flags.device,
     }
-    if prompt is not None and start is not None:
-        record["prompt"] = {
-            "file": str(prompt.absolute()),
-            "sha256": sha256(prompt),
-            "seconds": len(start) / model.sample_rate,
-        }
-    if not quiet:
-        click.echo(f"seed {seed}")
-    _write_takes(model, paths, file_format, samples, start, sampling, record, spectrogram, quiet)
+    return replace(order, record={**record, **order.record})
 
 
-def _write_takes(
-    model: AudioModel,
-    paths: list[Path],
-    file_format: Format,
-    samples: int,
-    start: NDArray[np.float32] | None,
-    sampling: dict[str, Any],
-    record: dict[str, Any],
-    spectrogram: bool,
-    quiet: bool,
-) -> None:
-    """Write each file as soon as its samples are made, and tell the speed."""
-    import numpy as np
+def _resumed(order: Order, path: Path) -> Order:
+    """Return an order that goes on from a file of saved streams."""
+    from dataclasses import asdict
 
-    from audiomamba import plot
-    from audiomamba.output import write_take
-    from audiomamba.progress import AudioBar
+    from audiomamba import saved
+    from audiomamba.files import sha256
 
-    model.warm_up(lambda: None if quiet else click.echo(COMPILING, err=True))
-    seconds = samples / model.sample_rate
-    made, began = 0, time.perf_counter()
-    with AudioBar(len(paths) * seconds, quiet=quiet) as bar:
-        takes = model.generate_each(
-            samples=samples,
-            num=len(paths),
-            seed=record["seed"],
-            **sampling,
-            prompt=start,
-            progress=lambda delta: bar.update(delta / model.sample_rate),
+    begin = saved.read(path, order.model.network)
+    return replace(
+        order,
+        num=len(begin.places),
+        first=begin.draw.first,
+        sampling={"seed": begin.draw.seed, **asdict(begin.draw.sampling)},
+        prompt=list(begin.places),
+        resumed=begin,
+        record={
+            "resumed": {
+                "file": str(path.absolute()),
+                "sha256": sha256(path),
+                "samples": begin.places[0].position,
+            }
+        },
+    )
+
+
+def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
+    """Return the names of the files to come, none of which is there."""
+    from audiomamba import output
+
+    beside = {".json": True, ".png": flags.spectrogram, ".safetensors": flags.save_state}
+    return output.targets(
+        folder,
+        order.model.name,
+        order.sampling["seed"],
+        range(order.first, order.first + order.num),
+        flags.file_format,
+        start=0 if order.resumed is None else order.resumed.places[0].position,
+        overwrite=flags.overwrite,
+        beside=tuple(end for end, wanted in beside.items() if wanted),
+    )
+
+
+def _placed(order: Order, flags: Flags) -> Order:
+    """Compile, and read the prompt: neither counts as making sound."""
+
+    @functools.cache  # told once
+    def notify() -> None:
+        _say(COMPILING, flags, err=True)
+
+    order.model.warm_up(notify)
+    if flags.prompt is None:
+        return order
+    prompt = read_prompt(
+        order.model,
+        flags.prompt,
+        flags.prompt_seconds,
+        hold=not flags.without_prompt,
+        notify=notify,
+    )
+    record = {**order.record, "prompt": prompt.record}
+    return replace(order, prompt=prompt.place, before=prompt.before, record=record)
+
+
+def _show(path: Path, model: AudioModel, written: list[Written]) -> None:
+    """Write the page of all files."""
+    from audiomamba import audio, gallery, plot
+
+    exhibits = [
+        gallery.Exhibit(
+            path=one.path,
+            record=one.record,
+            picture=plot.png(audio.read(one.path, model.sample_rate), model.sample_rate),
         )
-        try:
-            with contextlib.closing(takes):  # an error here stops the takes that are being made
-                for index, waveform in takes:
-                    speed = (made + 1) * seconds / (time.perf_counter() - began)
-                    whole = waveform if start is None else np.concatenate([start, waveform])
-                    write_take(
-                        paths[index],
-                        whole,
-                        model.sample_rate,
-                        {**record, "index": index, "times_real_time": round(speed, 3)},
-                        format=file_format,
-                    )
-                    if spectrogram:
-                        plot.spectrogram(whole, model.sample_rate, paths[index].with_suffix(".png"))
-                    made += 1
-                    bar.clear()
-                    click.echo(paths[index])
-        except KeyboardInterrupt:
-            bar.close()
-            click.echo(f"interrupted: {made} of {len(paths)} files are finished and kept", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
-    if not quiet:
-        took = time.perf_counter() - began
-        speed = made * seconds / took
-        click.echo(f"{made * seconds:.1f} s of audio in {took:.1f} s, {speed:.2f} times real time")
+        for one in written
+    ]
+    gallery.write(path, f"Audio generated by {model.name}", exhibits)
 
 
-def _read_prompt(
-    path: Path | None, seconds: float | None, sample_rate: int
-) -> NDArray[np.float32] | None:
-    if path is None:
-        return None
-    from audiomamba import audio
-
-    limit = PROMPT_LIMIT_SECONDS + 1 if seconds is None else seconds
-    waveform = audio.read(path, sample_rate, seconds=limit)
-    length = len(waveform) / sample_rate
-    if seconds is None and length > PROMPT_LIMIT_SECONDS:
-        raise ValueError(
-            f"the prompt {path} is longer than {PROMPT_LIMIT_SECONDS} s; "
-            "say how much of it to use with --prompt-seconds"
-        )
-    if seconds is not None and len(waveform) < round(seconds * sample_rate):
-        click.echo(f"note: the prompt lasts {length:.6g} s; all of it is used", err=True)
-    if not waveform.any():
-        click.echo("note: the prompt is silent", err=True)
-    return waveform
+def _say(text: str, flags: Flags, *, err: bool = False) -> None:
+    if not flags.quiet:
+        click.echo(text, err=err)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,7 @@ def draw(
         weight: Scratch.
         size: Scratch.
     """
-    best = 0
-    for i in range(len(logits)):
-        if logits[i] > logits[best]:
-            best = i
-    largest = logits[best]
-    for i in range(len(logits)):
-        gap[i] = largest - logits[i]
+    best = gaps(logits, gap)
     if not np.isfinite(total(gap)):
         return FAILED
     if temperature == 0:
@@ -60,6 +55,33 @@ def draw(
         size[:] = weight
         keep(gap, size, top_p * total(weight), weight)
     return invert(weight, u * total(weight))
+
+
+@jit
+def gaps(logits: Floats, gap: Floats) -> int:
+    """Fill in how far each logit is below the largest; return the first of the largest."""
+    best = 0
+    for i in range(len(logits)):
+        if logits[i] > logits[best]:
+            best = i
+    largest = logits[best]
+    for i in range(len(logits)):
+        gap[i] = largest - logits[i]
+    return best
+
+
+@jit
+def surprisal(gap: Floats, token: int, weight: Floats) -> float:
+    """Return minus the log-likelihood of a token at temperature 1 and without cuts, in nats.
+
+    Args:
+        gap: As `gaps` gives them.
+        token: A level.
+        weight: Scratch (levels,).
+    """
+    for i in range(len(gap)):
+        weight[i] = exp(-gap[i])
+    return float(gap[token]) + math.log(total(weight))
 
 
 @jit

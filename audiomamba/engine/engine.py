@@ -68,7 +68,7 @@ class Engine:
             notify: Called once, before code is compiled, which takes about 20 seconds; not when it
                 is loaded. None logs a warning.
         """
-        with announce(notify or _notify):
+        with announce(notify or log_compiling):
             self.start().run(np.empty(0, np.int64))
 
 
@@ -77,17 +77,24 @@ class Stream:
 
     Attributes:
         position: Samples so far.
+        previous: The latest token, or the one before the first.
         logits: Of the latest token, float32 (levels,), overwritten by the next.
     """
 
     def __init__(self, layout: Layout, state: Floats, position: int, previous: int) -> None:
         levels, width = len(layout.plan.embedding), layout.width
         self.position = position
+        self.previous = previous
         self.logits = aligned(levels)
         self._layout = layout
         self._state = state
-        self._previous = previous
+        self._nats = np.zeros(1)
         self._scratch = step.scratch_for(width, levels)
+
+    @property
+    def nats(self) -> float:
+        """Minus the log-likelihood of all tokens `run` read or drew, at temperature 1, uncut."""
+        return float(self._nats[0])
 
     def run(
         self, tokens: Tokens, sampling: Sampling | None = None, seed: int = 0, index: int = 0
@@ -115,8 +122,9 @@ class Stream:
             self._state,
             self._scratch,
             self.logits,
+            self._nats,
             tokens,
-            self._previous,
+            self.previous,
             self.position,
             np.float32(sampling.temperature),
             levels if sampling.top_k is None else min(int(sampling.top_k), levels),
@@ -130,7 +138,7 @@ class Stream:
                 "or training diverged"
             )
         if made:
-            self._previous = int(tokens[-1])
+            self.previous = int(tokens[-1])
         self.position += made
 
     def state(self) -> list[Tensor]:
@@ -138,5 +146,6 @@ class Stream:
         return unflatten_state(self._layout, self._state)
 
 
-def _notify() -> None:
+def log_compiling() -> None:
+    """Log that code is compiled, which takes a while."""
     _log.warning("compiling the generation engine; this happens once and takes about 20 seconds")

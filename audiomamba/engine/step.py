@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from audiomamba.engine.draw import FAILED, draw
+from audiomamba.engine.draw import FAILED, draw, gaps, surprisal
 from audiomamba.engine.layout import LTI, S4_MLP, Plan, aligned
 from audiomamba.engine.philox import uniform
 from audiomamba_kernels.jit import fingerprint, jit, jit_cached, jit_sums
@@ -319,6 +319,7 @@ def _compile(version: int) -> Callable[..., int]:
         state: Floats,
         scratch: Scratch,
         logits: Floats,
+        nats: NDArray[np.float64],
         tokens: NDArray[np.int64],
         previous: int,
         start: int,
@@ -330,7 +331,8 @@ def _compile(version: int) -> Callable[..., int]:
     ) -> int:
         """Take a step for each of `tokens`, the first at time `start` after token `previous`.
 
-        Negative tokens are drawn and filled in, others are read.
+        Negative tokens are drawn and filled in, others are read. To nats (1,) minus the
+        log-likelihood of each is added, at temperature 1 and without cuts.
 
         Returns:
             Steps taken: fewer than tokens if a logit was not finite.
@@ -345,7 +347,10 @@ def _compile(version: int) -> Callable[..., int]:
                 if token == FAILED:
                     return i
                 tokens[i] = token
+            else:
+                gaps(logits, scratch.gap)
             previous = tokens[i]
+            nats[0] += surprisal(scratch.gap, previous, scratch.weight)
         return len(tokens)
 
     function: Callable[..., int] = run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -53,8 +53,8 @@ class TritonEngine:
         state: Iterable[Tensor] | None = None,
         *,
         streams: int = 1,
-        position: int = 0,
-        previous: int | None = None,
+        position: int | Sequence[int] = 0,
+        previous: int | Sequence[int] | None = None,
     ) -> Streams:
         """Begin streams.
 
@@ -62,43 +62,48 @@ class TritonEngine:
             state: Leaves (streams, ...), or (1, ...) for all, of a state of the PyTorch model; None
                 is silence.
             streams: Count.
-            position: Samples before the first, a multiple of `config.period` if a state that the
-                PyTorch model's `forward` gave is passed.
-            previous: The token before the first; None is silence.
+            position: Samples before the first, of all streams or of each; a multiple of
+                `config.period` if a state that the PyTorch model's `forward` gave is passed.
+            previous: The token before the first, of all streams or of each; None is silence.
 
         Raises:
             ValueError: If a state is of another model, or previous is no level.
         """
         tokenizer = self.config.tokenizer
         previous = tokenizer.silence if previous is None else previous
-        if not 0 <= previous < tokenizer.levels:
-            raise ValueError(f"previous is {previous}; levels are 0 to {tokenizer.levels - 1}")
+        befores = [previous] * streams if isinstance(previous, int) else list(previous)
+        positions = [position] * streams if isinstance(position, int) else list(position)
+        for before in befores:
+            if not 0 <= before < tokenizer.levels:
+                raise ValueError(f"previous is {before}; levels are 0 to {tokenizer.levels - 1}")
         flat = self.weights.new_zeros(streams, self.layout.state_size)
         if state is not None:
             pack_state(self.layout, state, flat)
-        return Streams(self, flat, position, previous)
+        return Streams(self, flat, positions, befores)
 
 
 class Streams:
     """Sequences of samples that go on together; their state stays in one place in memory.
 
     Attributes:
-        position: Samples so far, of each stream.
+        positions: Samples so far, of each stream.
         logits: Of the latest token, float32 (streams, levels), overwritten by the next.
         nats: Minus the log-likelihood of all tokens that `run` read or drew, at temperature 1 and
             without cuts, float64 (streams,).
     """
 
-    def __init__(self, engine: TritonEngine, state: Tensor, position: int, previous: int) -> None:
+    def __init__(
+        self, engine: TritonEngine, state: Tensor, positions: list[int], previous: list[int]
+    ) -> None:
         streams = len(state)
-        self.position = position
+        self.positions = positions
         self.logits = state.new_zeros(streams, engine.net.levels)
         self.nats = state.new_zeros(streams, dtype=torch.float64)
         self._engine = engine
         self._state = state
         # position, previous token, seed, number
-        self._stream = torch.tensor([[position, previous, 0, 0]]).repeat(streams, 1)
-        self._stream = self._stream.to(state.device)
+        rows = [[at, before, 0, 0] for at, before in zip(positions, previous, strict=True)]
+        self._stream = torch.tensor(rows, device=state.device)
         self._options = torch.empty(3, dtype=torch.float64, device=state.device)
         self._told: tuple[Sampling, int, int] | None = None
 
@@ -147,7 +152,11 @@ class Streams:
             TILE=engine.tile,
             num_warps=engine.num_warps,
         )
-        self.position += tokens.shape[1]
+        self.positions = [at + tokens.shape[1] for at in self.positions]
+
+    def previous(self) -> list[int]:
+        """Return the latest token of each stream, or the one before the first."""
+        return [int(token) for token in self._stream[:, 1].cpu()]
 
     def _tell(self, sampling: Sampling, seed: int, first: int) -> None:
         """Write what is drawn, and how, where the kernel reads it: copies that wait for the GPU."""

@@ -1,0 +1,101 @@
+"""What a user gives is looked at: lengths, devices, waveforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audiomamba.engine.place import Place, Tokens
+from audiomamba.sampling import check_real, check_whole
+from audiomamba.tokenizer import Tokenizer
+
+Waveform = NDArray[np.float32]
+Prompt = Waveform | Tensor | Place
+
+
+def count_samples(seconds: float, sample_rate: int) -> int:
+    """Return the nearest count of samples.
+
+    Raises:
+        ValueError: If that is no sample, or seconds is not finite or no number.
+    """
+    check_real(seconds, "seconds")
+    if not 0.5 / sample_rate < seconds < float("inf"):
+        raise ValueError(f"seconds is {seconds}; it must be positive, and long enough for a sample")
+    return round(seconds * sample_rate)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be used here; raise ValueError with the reason if it cannot."""
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'") from error
+    if place.type == "cuda":
+        count = torch.cuda.device_count()
+        if (place.index or 0) >= count:
+            raise ValueError(f"device is {str(device)!r}, but PyTorch sees {count} CUDA devices")
+    elif place.type != "cpu":
+        raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'")
+    return place
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, prompt: Prompt | Sequence[Prompt] | None, num: int | None
+) -> list[Tokens | Place]:
+    """Return a prompt for each sound, as tokens or read already.
+
+    Args:
+        tokenizer: The model's.
+        prompt: One for all, one for each, or None.
+        num: Sounds; None is one, or one for each prompt.
+
+    Raises:
+        ValueError: If num is out of range or no count of the prompts, or one is none.
+    """
+    if num is not None and check_whole(num, "num") < 1:
+        raise ValueError(f"num is {num}; it must be at least 1")
+    if prompt is None:
+        return [np.empty(0, np.int64)] * (num or 1)
+    if isinstance(prompt, (np.ndarray, Tensor, Place)):
+        return [_encode(tokenizer, prompt)] * (num or 1)
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        raise ValueError(f"the prompt is {prompt!r}; it must be a waveform or a list of some")
+    if num not in (None, len(prompt)):
+        raise ValueError(f"num is {num}, but there are {len(prompt)} prompts; leave it out")
+    return [_encode(tokenizer, one) for one in prompt]
+
+
+def _encode(tokenizer: Tokenizer, prompt: Prompt) -> Tokens | Place:
+    return prompt if isinstance(prompt, Place) else tokenizer.encode(check_mono(prompt))
+
+
+def check_mono(prompt: Any) -> Waveform:
+    """Return a prompt as an array (samples,)."""
+    waveform = check_waveform(prompt, "the prompt")
+    if waveform.ndim != 1:
+        raise ValueError(f"the prompt has shape {waveform.shape}; it must be mono, (samples,)")
+    return waveform
+
+
+def check_waveform(waveform: Any, name: str) -> Waveform:
+    """Return a waveform as an array, (samples,) or (batch, samples), finite and not empty."""
+    wave: Any = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else waveform
+    if not isinstance(wave, np.ndarray) or wave.dtype.kind != "f":
+        kind = wave.dtype if isinstance(wave, np.ndarray) else type(wave).__name__
+        raise ValueError(f"{name} is {kind}; it must be a floating-point array or tensor")
+    if wave.ndim not in (1, 2):
+        raise ValueError(
+            f"{name} has shape {wave.shape}; it must be (samples,) or (batch, samples)"
+        )
+    if wave.size == 0:
+        raise ValueError(f"{name} is empty")
+    if not np.isfinite(wave).all():
+        at = np.unravel_index(int(np.argmin(np.isfinite(wave))), wave.shape)[-1]
+        raise ValueError(f"{name} is NaN or infinite at sample {at}")
+    return wave.astype(np.float32, copy=False)

@@ -1,0 +1,27 @@
+"""Samples as they are made, to standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from audiomamba.commands.takes import Order
+
+
+def write_raw(order: Order) -> None:
+    """Write one stream as 16-bit little-endian samples, block by block.
+
+    Raises:
+        BrokenPipeError: If who reads has gone.
+    """
+    from audiomamba.audio import to_pcm16
+
+    blocks = order.model.stream(
+        samples=order.samples, first=order.first, **order.sampling, prompt=order.prompt
+    )
+    if order.before is not None:
+        sys.stdout.buffer.write(to_pcm16(order.before))
+    with contextlib.closing(blocks):
+        for block in blocks:
+            sys.stdout.buffer.write(to_pcm16(block[0]))
+            sys.stdout.buffer.flush()

@@ -1,0 +1,208 @@
+"""Takes are written as soon as they are made, ranked, and shown."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from audiomamba.commands.generate_options import Flags
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from audiomamba.audiomodel import AudioModel
+    from audiomamba.engine.place import Place
+    from audiomamba.saved import Saved
+    from audiomamba.session import Take
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be made.
+
+    Attributes:
+        model: What makes it.
+        samples: Of each file, without what it begins with.
+        num: Files.
+        first: Index of the first.
+        sampling: Seed, temperature and cuts, as the model's methods take them.
+        prompt: What they go on from, all or each.
+        before: What each begins with, float32 (samples,), or None.
+        resumed: What they go on from, if that was saved.
+        record: What the record of every file says.
+    """
+
+    model: AudioModel
+    samples: int
+    num: int
+    first: int = 0
+    sampling: dict[str, Any]
+    prompt: Place | list[Place] | None = None
+    before: NDArray[np.float32] | None = None
+    resumed: Saved | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A file that is there, and its record."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def bits(self) -> float:
+        """Minus its log-likelihood, in bits per sample."""
+        return float(self.record["bits_per_sample"])
+
+
+def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
+    """Write each file as soon as its samples are made, and tell the speed.
+
+    Returns:
+        What was kept: by rank if that was asked for, else as finished.
+    """
+    from audiomamba.progress import AudioBar
+
+    rate = order.model.sample_rate
+    seconds = order.samples / rate
+    made, began, written = 0, time.perf_counter(), list[Written]()
+    with AudioBar(order.num * seconds, quiet=flags.quiet) as bar:
+        takes = order.model.generate_each(
+            samples=order.samples,
+            num=order.num,
+            first=order.first,
+            **order.sampling,
+            prompt=order.prompt,
+            batch=flags.batch_size,
+            progress=lambda delta: bar.update(delta / rate),
+        )
+        try:
+            with contextlib.closing(takes):  # an error here stops the takes that are being made
+                for take in takes:
+                    made += 1
+                    speed = made * seconds / (time.perf_counter() - began)
+                    path = paths[take.index - order.first]
+                    if flags.keep and not _enters(written, take.bits_per_sample, flags.keep):
+                        continue
+                    written.append(_write(order, take, path, round(speed, 3), flags, bar.clear))
+                    if flags.keep and len(written) > flags.keep:
+                        _drop(written, max(written, key=lambda one: one.bits))
+                    if not flags.rank:
+                        bar.clear()
+                        click.echo(path)
+        except KeyboardInterrupt:
+            bar.close()
+            kept = f"{made} of {order.num} files are finished and kept"
+            if flags.keep:
+                kept = f"{made} of {order.num} files were made, the likeliest {len(written)} kept"
+            click.echo(f"interrupted: {kept}", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+    took = time.perf_counter() - began
+    if flags.rank:
+        written = _ranked(written, made)
+        for one in written:
+            click.echo(one.path)
+    if not flags.quiet:
+        speed = made * seconds / took
+        click.echo(f"{made * seconds:.1f} s of audio in {took:.1f} s, {speed:.2f} times real time")
+    return written
+
+
+def _enters(written: list[Written], bits: float, keep: int) -> bool:
+    """Say whether a take is among the likeliest so far."""
+    return len(written) < keep or bits < max(one.bits for one in written)
+
+
+def _drop(written: list[Written], worst: Written) -> None:
+    """Remove a file and what is beside it."""
+    for end in (worst.path.suffix, ".json", ".png", ".safetensors"):
+        worst.path.with_suffix(end).unlink(missing_ok=True)
+    written.remove(worst)
+
+
+def _ranked(written: list[Written], made: int) -> list[Written]:
+    """Sort by likelihood, and let the records say so."""
+    from audiomamba.output import write_record
+
+    in_order = sorted(written, key=lambda one: one.bits)
+    ranked = [
+        replace(one, record={**one.record, "rank": rank, "ranked": made})
+        for rank, one in enumerate(in_order, 1)
+    ]
+    for one in ranked:
+        write_record(one.path, one.record)
+    return ranked
+
+
+def _write(
+    order: Order,
+    take: Take,
+    path: Path,
+    speed: float,
+    flags: Flags,
+    clear: Callable[[], None],
+) -> Written:
+    """Write a take and what was asked for beside it."""
+    import numpy as np
+
+    from audiomamba import plot
+    from audiomamba.output import write_take
+
+    rate = order.model.sample_rate
+    whole = take.waveform if order.before is None else np.concatenate([order.before, take.waveform])
+    record: dict[str, Any] = {
+        **order.record,
+        "index": take.index,
+        "bits_per_sample": round(take.bits_per_sample, 6),
+        "times_real_time": speed,
+    }
+    if flags.guard:
+        record["faults"] = _faults(take.waveform, rate)
+    record = write_take(path, whole, rate, record, format=flags.file_format)
+    if flags.save_state:
+        _save_state(order, take, path.with_suffix(".safetensors"))
+    if flags.spectrogram:
+        plot.spectrogram(whole, rate, path.with_suffix(".png"))
+    for fault in record.get("faults", ()):
+        clear()
+        click.echo(
+            f"warning: {path.name} has {fault['kind']} from {fault['start']:g} s to "
+            f"{fault['stop']:g} s of what was made",
+            err=True,
+        )
+    return Written(path=path, record=record)
+
+
+def _faults(waveform: NDArray[np.float32], rate: int) -> list[dict[str, Any]]:
+    from audiomamba import drift
+
+    if len(waveform) < max(rate, drift.FRAME):
+        return []  # no fault is so short
+    return [fault._asdict() for fault in drift.faults(drift.measure(waveform, rate))]
+
+
+def _save_state(order: Order, take: Take, path: Path) -> None:
+    import math
+
+    from audiomamba import saved
+    from audiomamba.engine.place import Draw
+    from audiomamba.sampling import Sampling
+
+    cuts = {name: value for name, value in order.sampling.items() if name != "seed"}
+    draw = Draw(sampling=Sampling(**cuts), seed=order.sampling["seed"], first=take.index)
+    nats, made = take.bits_per_sample * math.log(2) * order.samples, order.samples
+    if order.resumed is not None:
+        nats += order.resumed.nats[take.index - order.first]
+        made += order.resumed.made
+    now = saved.Saved(draw=draw, places=[take.place], made=made, nats=[nats])
+    saved.write(path, order.model.network, now)

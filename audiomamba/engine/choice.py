@@ -1,0 +1,107 @@
+"""Which engine makes a model's samples, and how it is opened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from audiomamba.engine.engine import Engine, log_compiling, supports
+from audiomamba.engine.place import Opened
+from audiomamba.engine.prompt import read_prompt
+from audiomamba.engine.steps import ROWS, SteppedStreams
+from audiomamba.engine.threads import ThreadedStreams
+from audiomamba.models.waveform import WaveformModel
+from audiomamba_kernels.backend import why_not
+
+EngineName = Literal["numba", "triton", "torch"]
+
+TOGETHER = 1024  # streams of a launch of the Triton kernel, which need 0.3 MB each of a GPU
+STEPPED_TOGETHER = ROWS  # of streams in PyTorch, which gains nothing from more
+SLOW_SECONDS = 1.0  # for what has been compiled before
+
+
+def choose_engine(network: WaveformModel) -> EngineName:
+    """Return the fastest engine that can run this model where it is."""
+    names: tuple[EngineName, ...] = ("numba", "triton", "torch")
+    on_gpu = network.embedding.weight.device.type != "cpu"
+    return next(name for name in names[on_gpu:] if why_not_engine(name, network) is None)
+
+
+def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
+    """Return why an engine cannot run a model where it is, or None if it can."""
+    weight = network.embedding.weight
+    if engine == "torch":
+        return None
+    if not supports(network.config):
+        return "it has no attention"
+    if engine == "numba":
+        return None if weight.device.type == "cpu" else f"the model is on {weight.device}"
+    reason = why_not("triton", weight)
+    if reason is None:
+        from audiomamba.engine.triton_engine import LEVELS
+
+        if network.config.tokenizer.levels > LEVELS:
+            reason = f"the model has {network.config.tokenizer.levels} levels, more than {LEVELS}"
+    return reason
+
+
+def check_engine(network: WaveformModel, name: EngineName | None) -> EngineName:
+    """Return the engine asked for, or chosen; raise ValueError if it cannot run the model."""
+    name = name or choose_engine(network)
+    if name not in get_args(EngineName):
+        raise ValueError(f"engine is {name!r}; choose one of {', '.join(get_args(EngineName))}")
+    reason = why_not_engine(name, network)
+    if reason is not None:
+        raise ValueError(f"the {name} engine cannot run: {reason}; use {choose_engine(network)!r}")
+    return name
+
+
+def open_engine(
+    network: WaveformModel,
+    name: EngineName | None = None,
+    notify: Callable[[], None] | None = None,
+) -> Opened:
+    """Lay out a model for an engine, and compile that if it has not been.
+
+    Args:
+        network: In evaluation mode.
+        name: "numba" (one stream a CPU core), "triton" (a GPU), "torch" (any device and mixer, the
+            slow oracle), or None for `choose_engine`.
+        notify: Called once before code is compiled, which takes some 20 seconds; None logs.
+
+    Raises:
+        ValueError: If the engine cannot run the model.
+    """
+    name = check_engine(network, name)
+    if name == "numba":
+        engine = Engine(network)
+        engine.warm_up(notify)
+        return Opened(partial(ThreadedStreams, engine), torch.get_num_threads())
+    if name == "triton":
+        from audiomamba.engine.launches import LaunchedStreams
+        from audiomamba.engine.triton_engine import TritonEngine
+
+        opened = Opened(partial(LaunchedStreams, TritonEngine(network)), TOGETHER)
+        if network.embedding.weight.device.type != "cpu":  # else it is interpreted
+            with _tell_if_slow(notify):
+                read_prompt(network, opened, [np.zeros(network.config.period + 1, np.int64)])
+        return opened
+    return Opened(partial(SteppedStreams, network), STEPPED_TOGETHER)
+
+
+@contextmanager
+def _tell_if_slow(notify: Callable[[], None] | None) -> Iterator[None]:
+    """Call notify if the block takes longer than what needs no compiling."""
+    timer = threading.Timer(SLOW_SECONDS, notify or log_compiling)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,85 @@
+"""Streams of the Triton engine: a block of samples a launch, the next one under way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audiomamba.engine.place import Blocks, Draw, Place, Tokens, joined, parted
+from audiomamba.engine.triton_engine import TritonEngine
+
+BLOCK = 1024
+
+
+class LaunchedStreams:
+    """See `Running`."""
+
+    def __init__(self, engine: TritonEngine, places: Sequence[Place], draw: Draw) -> None:
+        self._draw = draw
+        self._streams = engine.start(
+            joined(places),
+            streams=len(places),
+            position=[place.position for place in places],
+            previous=[place.previous for place in places],
+        )
+
+    def read(self, tokens: Tokens) -> None:
+        """Take all streams through given tokens."""
+        given = torch.from_numpy(tokens.astype(np.int32)).to(self._streams.logits.device)
+        self._launch(given.repeat(len(self._streams.logits), 1))
+
+    @torch.inference_mode()
+    def blocks(self, samples: int) -> Blocks:
+        """Draw samples."""
+        device, streams = self._streams.logits.device, len(self._streams.logits)
+        waiting: list[tuple[Tensor, torch.cuda.Event | None, list[int]]] = []
+        for at in range(0, samples, BLOCK):
+            shape = (streams, min(BLOCK, samples - at))
+            positions = self._streams.positions
+            tokens = torch.full(shape, -1, dtype=torch.int32, device=device)
+            self._launch(tokens)
+            if device.type == "cuda":
+                host = torch.empty(shape, dtype=torch.int32, pin_memory=True)
+                host.copy_(tokens, non_blocking=True)
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                copied.record(torch.cuda.current_stream(device))
+                waiting.append((host, copied, positions))
+            else:
+                waiting.append((tokens, None, positions))
+            if len(waiting) > 1:
+                yield _landed(*waiting.pop(0))
+        yield _landed(*waiting.pop(0))
+
+    def _launch(self, tokens: Tensor) -> None:
+        self._streams.run(tokens, self._draw.sampling, self._draw.seed, self._draw.first)
+
+    def nats(self) -> NDArray[np.float64]:
+        """Return minus the log-likelihoods."""
+        nats: NDArray[np.float64] = self._streams.nats.cpu().numpy()
+        return nats
+
+    def places(self) -> list[Place]:
+        """Return where each stream stands."""
+        streams = self._streams
+        return parted(streams.state(), streams.positions, streams.previous())
+
+
+def _landed(tokens: Tensor, copied: torch.cuda.Event | None, positions: list[int]) -> Tokens:
+    """Wait for a block whose streams begin at positions, and look at it."""
+    if copied is not None:
+        copied.synchronize()
+    block: Tokens = tokens.numpy()
+    if (block < 0).any():
+        at = min(
+            position + int(row.argmax())
+            for position, row in zip(positions, block < 0, strict=True)
+            if row.any()
+        )
+        raise ValueError(
+            f"a logit is not finite at sample {at}; the weights are damaged or training diverged"
+        )
+    return block

@@ -1,0 +1,129 @@
+"""Streams on disk: where they stand and how they are drawn, to go on from later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from audiomamba.audio import naming
+from audiomamba.engine.place import Draw, Place, joined, parted
+from audiomamba.files import replacing
+from audiomamba.models.waveform import WaveformModel
+from audiomamba.sampling import Sampling
+from audiomamba.state import from_leaves, leaves
+
+FORMAT = "audiomamba streams 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a file of streams holds.
+
+    Attributes:
+        draw: How they are drawn; `draw.first` is the number of the first.
+        places: Where each stands.
+        made: Samples made of each, without its prompt.
+        nats: Minus the log-likelihood of these, of each.
+    """
+
+    draw: Draw
+    places: Sequence[Place]
+    made: int
+    nats: Sequence[float]
+
+
+def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
+    """Write streams as safetensors; the file appears whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    state = joined(saved.places)
+    tensors = {f"state.{i}": _real(x).cpu().contiguous() for i, x in enumerate(state)}
+    tensors["position"] = torch.tensor([place.position for place in saved.places])
+    tensors["previous"] = torch.tensor([place.previous for place in saved.places])
+    tensors["nats"] = torch.tensor(list(saved.nats), dtype=torch.float64)
+    facts = {
+        "weights_sha256": weights_sha256(network),
+        "seed": saved.draw.seed,
+        "first": saved.draw.first,
+        "made": saved.made,
+        "sampling": asdict(saved.draw.sampling),
+    }
+    metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+    with naming(Path(path)), replacing(path) as temporary:
+        temporary.write_bytes(serialize(tensors, metadata))
+
+
+def read(path: str | Path, network: WaveformModel) -> Saved:
+    """Read streams that `write` wrote with the same model.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such file, is damaged, of another version or of another model.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}; name one that holds saved streams")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or holds no saved streams ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of the format {metadata.get('format')!r}, and this version of audiomamba "
+            f"reads {FORMAT!r}; go on with the version that wrote it"
+        )
+    try:
+        facts = json.loads(metadata["facts"])
+        _check_model(path, facts["weights_sha256"], network)
+        like = leaves(network.initial_state(1))
+        state = [_as(tensors[f"state.{i}"], leaf) for i, leaf in enumerate(like)]
+        from_leaves(like, state)  # compares shapes
+        positions, previous = tensors["position"].tolist(), tensors["previous"].tolist()
+        return Saved(
+            draw=Draw(
+                sampling=Sampling(**facts["sampling"]), seed=facts["seed"], first=facts["first"]
+            ),
+            places=parted(state, positions, previous),
+            made=facts["made"],
+            nats=tensors["nats"].tolist(),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged or holds no saved streams ({error!r})") from error
+
+
+def weights_sha256(network: WaveformModel) -> str:
+    """Return the SHA-256 of a model's weights in order, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_model(path: str | Path, theirs: str, network: WaveformModel) -> None:
+    ours = weights_sha256(network)
+    if theirs != ours:
+        raise ValueError(
+            f"{path} was saved with other weights (SHA-256 {theirs[:12]}, here {ours[:12]}); load "
+            "the model that it was saved with"
+        )
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _as(x: Tensor, leaf: Tensor) -> Tensor:
+    return (torch.view_as_complex(x) if leaf.is_complex() else x).to(leaf.device)

@@ -1,0 +1,253 @@
+"""What `audiomamba generate` does with takes: ranks, keeps, resumes, streams, shows, plays."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import audiomamba
+from audiomamba import audio, checkpoint, gallery
+from audiomamba.cli import main
+from audiomamba.config import ModelConfig, Tier
+from audiomamba.engine.choice import open_engine
+from audiomamba.engine.prompt import read_prompt
+from audiomamba.models.waveform import WaveformModel
+from audiomamba_kernels.jit import jit
+
+RATE = 16000
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tier = Tier(mixer="lti", complex=True, n_layers=1, d_state=2, d_conv=2)
+    config = ModelConfig(d_model=4, tiers=(tier, tier), pools=(2,))
+    folder = tmp_path_factory.mktemp("models") / "small"
+    checkpoint.save(folder, config, WaveformModel(config).state_dict())
+    return folder
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], small: Path, tmp_path: Path) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        words = ["generate", "-m", small, "-o", tmp_path, "--seed", 1, *arguments]
+        if "--resume" in arguments:
+            words = [word for word in words if word not in ("--seed", 1)]
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, out, err
+
+    return run
+
+
+def record(path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(path.with_suffix(".json").read_text())
+    return found
+
+
+def test_the_likeliest_are_kept_in_order(run: Run, small: Path, tmp_path: Path) -> None:
+    model = audiomamba.load(small)
+    bits = [model.nll(row) for row in model.generate(samples=160, num=6, seed=1)]
+    best = sorted(range(6), key=lambda index: bits[index])
+    code, out, err = run(
+        *("--seconds", 0.01, "-n", 6, "--keep", 2, "--save-state"),
+    )
+    assert (code, err) == (0, "")
+    kept = [tmp_path / f"small_1_{index}.wav" for index in best[:2]]
+    assert out.splitlines()[1:3] == list(map(str, kept))
+    assert len(list(tmp_path.iterdir())) == 6
+    for rank, path in enumerate(kept, 1):
+        found = record(path)
+        assert (found["rank"], found["ranked"]) == (rank, 6)
+        assert found["bits_per_sample"] == pytest.approx(bits[best[rank - 1]], abs=1e-4)
+        assert found["file"] == path.name
+
+    code, out, _ = run("--seconds", 0.01, "-n", 6, "--rank", "--overwrite", "--quiet")
+    assert code == 0
+    assert out.split() == [str(tmp_path / f"small_1_{index}.wav") for index in best]
+    assert record(tmp_path / f"small_1_{best[5]}.wav")["rank"] == 6
+
+
+def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("--seconds", 0.3, "-n", 2, "--temperature", 0.9)[0] == 0
+    whole = audio.read(tmp_path / "small_1_1.wav", RATE)
+    half = ("--seconds", 0.15, "-n", 2, "--temperature", 0.9, "--save-state", "--overwrite")
+    assert run(*half)[0] == 0
+    state = tmp_path / "small_1_1.safetensors"
+    code, out, _ = run("--seconds", 0.1, "--resume", state, "--save-state")
+    rest = tmp_path / "small_1_1_from_2400.wav"
+    assert (code, out.splitlines()[:2]) == (0, ["seed 1", str(rest)])
+    assert np.array_equal(audio.read(rest, RATE), whole[2400:4000])
+    found = record(rest)
+    assert (found["index"], found["temperature"]) == (1, 0.9)
+    assert found["resumed"]["samples"] == 2400  # type: ignore[index]
+    assert run("--seconds", 0.05, "--resume", rest.with_suffix(".safetensors"))[0] == 0
+    last = audio.read(tmp_path / "small_1_1_from_4000.wav", RATE)
+    assert np.array_equal(last, whole[4000:])
+    model = audiomamba.load(small)
+    two = model.start(num=2)
+    two.save(tmp_path / "two.safetensors")
+    code, _, err = run("--resume", tmp_path / "two.safetensors", "--stream")
+    assert code == 2
+    assert "two.safetensors holds 2" in err
+    code, _, err = run("--resume", state, "--top-k", 3)
+    assert code == 2
+    assert "--top-k does not go with --resume" in err
+    state.write_bytes(state.read_bytes()[:50])
+    code, _, err = run("--resume", state)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "is damaged or holds no saved streams" in err
+
+
+def test_a_stream_is_the_samples_of_the_file(
+    small: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "-m", str(small), "--seconds", "0.5", "--seed", "1", "--stream"])
+    raw, err = capfdbinary.readouterr()
+    assert err == b"seed 1\n"
+    with pytest.raises(SystemExit):
+        main(["generate", "-m", str(small), "--seconds", "0.5", "--seed", "1", "-o", str(tmp_path)])
+    written = audio.read(tmp_path / "small_1_0.wav", RATE)
+    assert np.array_equal(np.frombuffer(raw, "<i2"), written * 32768)
+
+
+def test_a_closed_pipe_ends_in_silence(small: Path, tmp_path: Path) -> None:
+    for options in ("--stream --seconds 20", f"-n 99 --seconds 0.1 -o {tmp_path} --quiet"):
+        command = f"{sys.executable} -u -m audiomamba generate -m {small} {options}"
+        done = subprocess.run(
+            ["bash", "-c", command + " | head -c 1 > /dev/null; echo ${PIPESTATUS[0]} >&2"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stderr.splitlines()
+        assert [line for line in said if not line.startswith("seed")] == ["141"], done.stderr
+    assert not list(tmp_path.glob(".*"))
+    assert len(list(tmp_path.glob("*.wav"))) == len(list(tmp_path.glob("*.json"))) > 0
+
+
+class Page(HTMLParser):
+    """The elements of a page and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_gallery_holds_all_in_one_page(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "index.html"
+    asked = ("--seconds", 0.1, "-n", 2, "--gallery", page)
+    code, out, _ = run(*asked, "--rank")
+    assert code == 0
+    assert str(page) in out
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:)|https?:", text)
+    shown = Page(text)
+    sounds = [found["src"] or "" for tag, found in shown.found if tag == "audio"]
+    files = out.split()[2:4]
+    for sound, file in zip(sounds, files, strict=True):
+        kind, content = sound.split(",")
+        assert kind == "data:audio/wav;base64"
+        assert base64.b64decode(content) == Path(file).read_bytes()
+    pictures = [found["src"] or "" for tag, found in shown.found if tag == "img"]
+    for picture in pictures:
+        assert base64.b64decode(picture.split(",")[1]).startswith(b"\x89PNG")
+    assert len(pictures) == 2
+    bits = float(str(record(Path(files[0]))["bits_per_sample"]))
+    assert "rank 1 of 2, seed 1, index" in shown.text
+    assert f"log-likelihood {-bits:.4f} bits per sample" in shown.text
+    code, _, err = run(*asked)
+    assert code == 1
+    assert f"{page} is there already; add --overwrite" in err
+
+
+def test_a_gallery_escapes_names(tmp_path: Path) -> None:
+    path = tmp_path / "<b>'x'\"&.wav"
+    path.write_bytes(b"sound")
+    values = {"seed": 1, "index": 0, "bits_per_sample": 2.0, "temperature": 1.0}
+    exhibit = gallery.Exhibit(path=path, record=values, picture=b"picture")
+    gallery.write(tmp_path / "page.html", "<script>", [exhibit])
+    shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not {"script", "b"} & {tag for tag, _ in shown.found}
+    assert path.name in shown.text
+    (picture,) = [found for tag, found in shown.found if tag == "img"]
+    assert picture["alt"] == f"Waveform and spectrogram of {path.name}"
+
+
+def test_noise_is_warned_of_and_recorded(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("--seconds", 4, "--guard")
+    assert code == 0
+    assert err == "warning: small_1_0.wav has noise from 0 s to 4 s of what was made\n"
+    assert record(tmp_path / "small_1_0.wav")["faults"] == [
+        {"kind": "noise", "start": 0.0, "stop": 4.0}
+    ]
+    assert run("--seconds", 0.1, "--guard", "--overwrite")[2] == ""
+
+
+def test_files_are_played_in_order(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
+    asked = ("--seconds", 0.01, "-n", 2, "--play", "--overwrite")
+    code, _, err = run(*asked)
+    assert code == 1
+    assert "none of ffplay, afplay, paplay, aplay is installed; install ffmpeg" in err
+    assert not list(tmp_path.glob("*.wav"))
+    player = tmp_path / "bin" / "aplay"
+    player.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/played\n')
+    player.chmod(0o755)
+    assert run(*asked)[0] == 0
+    played = (tmp_path / "played").read_text().splitlines()
+    assert played == [f"-q {tmp_path}/small_1_{index}.wav" for index in range(2)]
+    assert "nothing here plays mp3 files" in run(*asked, "--format", "mp3")[2]
+    player.write_text("#!/bin/sh\necho no sound device >&2; exit 3\n")
+    code, _, err = run(*asked)
+    assert code == 1
+    assert re.search(r"^error: aplay could not play .*: no sound device; the file is there\n", err)
+
+
+def test_what_does_not_fit_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("audiomamba.engine.choice.ThreadedStreams", full)
+    for size in ("auto", 5):
+        code, _, err = run("--seconds", 0.01, "--batch-size", size)
+        assert code == 1
+        assert err.startswith("error: not one stream fits into the device's memory; free some")
+        assert err.count("\n") == 1
+
+
+def test_compiling_for_a_prompt_is_told() -> None:
+    tier = Tier(mixer="lti", n_layers=1, d_state=2)
+    network = WaveformModel(ModelConfig(d_model=4, tiers=(tier, tier), pools=(2,))).eval()
+    opened = open_engine(network)
+    fresh = jit(lambda x: x + 1)
+    told: list[None] = []
+    network.register_forward_pre_hook(lambda *_: fresh(1) and None)
+    for _ in range(2):
+        read_prompt(network, opened, [np.zeros(9, np.int64)], lambda: told.append(None))
+    assert len(told) == 1
