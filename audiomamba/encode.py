@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from audiomamba import audio, checkpoint
-from audiomamba.audiomodel import check_device
+from audiomamba.arguments import check_device
 from audiomamba.encoder import MambaEncoder
 from audiomamba.features import log_mel
 from audiomamba.files import replacing

@@ -254,14 +254,14 @@ REAL = Tier(mixer="s6")
 MODELS = {"piano": ModelConfig(), "sc09": unet(64, 8, (4, 4), REAL, REAL)}
 POINTERS = {"tokens_ptr": "*i32", "stream_ptr": "*i64", "nats_ptr": "*fp64", "options_ptr": "*fp64"}
 for name, capability, dtype, size in (("piano", 80, "*fp32", 4), ("sc09", 90, "*bf16", 2)):
-    constants = {"NET": plan_net(Layout(WaveformModel(MODELS[name])), size)[0], "TILE": 16384}
+    constants = {"NET": plan_net(Layout(WaveformModel(MODELS[name])), size)[0], "TILE": 8192}
     signature = {n: POINTERS.get(n, "*fp32") for n in run_kernel.arg_names}
     signature |= {"matrices_ptr": dtype, "samples": "i32"} | dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(8)}
     built = compile(
         ASTSource(run_kernel, signature, constants, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": 8},
+        options={"num_warps": 4},
     )
     assert built.asm["cubin"]
     assert built.metadata.shared <= 48 * 1024
@@ -317,9 +317,9 @@ def test_likelihood_is_that_of_the_model_and_nearly_so_in_bfloat16(piano: Wavefo
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_warps", [4, 16])
+@pytest.mark.parametrize("num_warps", [8, 16])
 def test_any_count_of_warps_makes_the_same(piano: WaveformModel, num_warps: int) -> None:
     tokens = torch.full((2, 3, 600), -1, dtype=torch.int32, device="cuda")
-    for out, warps in zip(tokens, (8, num_warps), strict=True):
+    for out, warps in zip(tokens, (4, num_warps), strict=True):
         TritonEngine(piano, num_warps=warps).start(streams=3).run(out, Sampling(0))
     assert torch.equal(tokens[0, :, :100], tokens[1, :, :100])

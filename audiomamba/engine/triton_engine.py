@@ -24,8 +24,8 @@ class TritonEngine:
     Args:
         network: Its device is where streams run.
         dtype: Of the matrices, torch.float32 or torch.bfloat16. Everything else is float32.
-        num_warps: Of a stream, 1 to 16. More make a single stream faster, fewer let more streams
-            share a multiprocessor.
+        num_warps: Of a stream, 1 to 16. Fewer let more streams share a multiprocessor; more share
+            the work of a product, and wait longer for each other.
 
     Raises:
         ValueError: If the model has an attention mixer or more than LEVELS levels, or dtype is
@@ -33,7 +33,7 @@ class TritonEngine:
     """
 
     def __init__(
-        self, network: WaveformModel, *, dtype: torch.dtype = torch.float32, num_warps: int = 8
+        self, network: WaveformModel, *, dtype: torch.dtype = torch.float32, num_warps: int = 4
     ) -> None:
         levels = network.config.tokenizer.levels
         if levels > LEVELS:

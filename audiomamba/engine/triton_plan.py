@@ -22,7 +22,6 @@ from audiomamba.engine.layout import S4_MLP, S6, Floats, Layout
 
 LEAST = 8  # numbers in a padded vector
 LOAD = 16  # bytes that a thread loads at once
-AHEAD = 96 * 1024  # bytes; two blocks of as many fit in the nearest cache of an H100
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,6 @@ class TierPlan:
             s_back.
         m_back: See w_back.
         s_back: See w_back.
-        m_first: Place of the first block's matrices.
-        m_ahead: Count of numbers of a block's matrices that are brought near while the block before
-            runs: all, or 0 if they are too many.
         joint: The joint with the inner tier: `layout.TIER`, and m_ places in the matrices.
         inner: The next tier, or None.
     """
@@ -67,8 +63,6 @@ class TierPlan:
     w_back: int
     m_back: int
     s_back: int
-    m_first: int
-    m_ahead: int
     joint: Record
     inner: TierPlan | None
 
@@ -145,11 +139,7 @@ def plan_net(layout: Layout, itemsize: int) -> tuple[NetPlan, Tensor, Tensor]:
         itemsize: Bytes of a number of the matrices that will be used.
     """
     plan, packer = layout.plan, Packer(LOAD // itemsize)
-    blocks = []
-    for block in plan.blocks:
-        start = packer.size
-        place = _pack_block(plan.weights, block, packer)
-        blocks.append(place | {"m_first": start, "m_size": packer.size - start})
+    blocks = [_pack_block(plan.weights, block, packer) for block in plan.blocks]
     outer = _plan_tier(layout, 0, packer, blocks)
     levels = len(plan.embedding)
     m_head = packer.put(plan.head.reshape(-1, levels))
@@ -208,13 +198,11 @@ def _plan_tier(
         inner = _plan_tier(layout, depth + 1, packer, places)
 
     def distance(prefix: str, other: int) -> int:
-        # m_size is the same in both
         a, b = _numbers(plan.blocks[down]) | places[down], _numbers(plan.blocks[other])
         b |= places[other]
         # absent parts are at 0 in both
         return max((b[name] - a[name] for name in a if name.startswith(prefix)), key=abs)
 
-    m_first, m_size = places[down]["m_first"], places[down]["m_size"]
     after = down + 1 if blocks > 1 else down
     back = up if tier["pool"] else down
     return TierPlan(
@@ -226,8 +214,6 @@ def _plan_tier(
         distance("w_", back),
         distance("m_", back),
         distance("s_", back),
-        m_first,
-        m_size if m_size * LOAD // packer.vector <= AHEAD else 0,
         _record(_numbers(tier) | m),
         inner,
     )

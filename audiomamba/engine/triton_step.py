@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from audiomamba.engine import layout, triton_plan
-from audiomamba_kernels.selective_scan.triton_math import LOG2E, decay, prefetch, sigmoid, softplus
+from audiomamba_kernels.selective_scan.triton_math import LOG2E, decay, sigmoid, softplus
 
 LTI = tl.constexpr(layout.LTI)
 S4_MLP = tl.constexpr(layout.S4_MLP)
@@ -45,14 +45,6 @@ def part(x, c, SIZE: tl.constexpr):
     else:
         mine = tl.arange(0, COUNT)[:, None] == c
         return tl.sum(tl.where(mine, tl.reshape(x, (COUNT, SIZE)), 0.0), axis=0)
-
-
-@triton.jit
-def fetch_ahead(p, SIZE: tl.constexpr):
-    """Bring SIZE numbers into the cache that is nearest, without waiting for them."""
-    LINE: tl.constexpr = 128 // (p.dtype.element_ty.primitive_bitwidth // 8)
-    line = tl.arange(0, triton.next_power_of_2((SIZE + LINE - 1) // LINE))
-    prefetch(p + tl.minimum(line * LINE, SIZE - 1))
 
 
 @triton.jit
@@ -290,12 +282,6 @@ def run_tier(x, t, weights, matrices, state, P: tl.constexpr, V: tl.constexpr, T
             w = tl.where(j < 0, w, P.w_back + j * P.w_step)
             m = tl.where(j < 0, m, P.m_back + j * P.m_step)
             s = tl.where(j < 0, s, P.s_back + j * P.s_step)
-        if P.m_ahead > 0:
-            following = m + P.m_step
-            if HAS_INNER:
-                following = tl.where(i == P.blocks - 1, P.m_back, following)
-            following = tl.where(i == BLOCKS - 1, 0, following)
-            fetch_ahead(matrices + (P.m_first + following), P.m_ahead)
         if B.kind == S4_MLP:
             x = s4(x, weights + w, matrices + m, state + s, B, V, T)
         else:
