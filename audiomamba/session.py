@@ -80,6 +80,8 @@ class Session:
     def run(self, samples: int, progress: Callable[[int], None] | None = None) -> Waveform:
         """Make so many samples more of each stream, float32 (num, samples).
 
+        If it is interrupted, what was made is lost; `blocks` gives it away piece by piece.
+
         Args:
             samples: At least 1.
             progress: Called with the count of samples newly made, of all streams together.
@@ -98,8 +100,12 @@ class Session:
     def blocks(self, samples: int) -> Generator[Waveform, None, None]:
         """Make as `run` does; yield blocks, float32 (num, some), as soon as they are made.
 
-        Closing the generator stops the work; the session then cannot go on, because the engine may
-        be ahead of what was taken.
+        Closing the generator before its last block stops the work; the session then cannot go on,
+        because the engine may be ahead of what was taken.
+
+        Raises:
+            ValueError: If samples is out of range; once it begins, if another is under way or was
+                interrupted.
         """
         if check_whole(samples, "samples") < 1:
             raise ValueError(f"samples is {samples}; it must be at least 1")
@@ -107,13 +113,16 @@ class Session:
         return self._blocks(samples)
 
     def _blocks(self, samples: int) -> Generator[Waveform, None, None]:
-        tokenizer = self._network.config.tokenizer
+        tokenizer, left = self._network.config.tokenizer, samples
+        self._check_whole()  # another may have begun since this one was asked for
         self._between = False
         with closing(self._running.blocks(samples)) as blocks:
             for block in blocks:
+                left -= block.shape[1]
+                if not left:  # whoever takes the last block need not ask for one more
+                    self.made += samples
+                    self._between = True
                 yield tokenizer.decode(block)
-        self.made += samples
-        self._between = True
 
     def save(self, path: str | Path) -> None:
         """Write where the streams stand, for `AudioModel.resume`.
@@ -134,5 +143,6 @@ class Session:
     def _check_whole(self) -> None:
         if not self._between:
             raise ValueError(
-                "the session was interrupted between two samples; start or resume another"
+                "the session is between two samples: a run of it is under way or was interrupted; "
+                "take all blocks of that run, or start or resume another session"
             )

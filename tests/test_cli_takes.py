@@ -81,6 +81,25 @@ def test_the_likeliest_are_kept_in_order(run: Run, small: Path, tmp_path: Path) 
     assert record(tmp_path / f"small_1_{best[5]}.wav")["rank"] == 6
 
 
+def test_what_an_older_take_left_beside_does_not_stay(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "small_1_9.safetensors"
+    run("--seconds", 0.01, "-n", 3, "--save-state")
+    other.write_bytes(b"another's")
+    assert run("--seconds", 0.01, "-n", 2, "--overwrite")[0] == 0
+    left = {path.name for path in tmp_path.glob("*.safetensors")}
+    assert left == {"small_1_2.safetensors", other.name}  # no state of sounds that are gone
+    assert run("--seconds", 0.01, "-n", 3, "--keep", 1, "--overwrite")[0] == 0
+    assert other.exists()
+
+
+def test_a_zero_is_an_option_too(run: Run, tmp_path: Path) -> None:
+    run("--seconds", 0.01, "--save-state")
+    state = tmp_path / "small_1_0.safetensors"
+    code, _, err = run("--seconds", 0.01, "--resume", state, "--temperature", 0)
+    assert code == 2
+    assert "--temperature does not go with --resume" in err
+
+
 def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) -> None:
     assert run("--seconds", 0.3, "-n", 2, "--temperature", 0.9)[0] == 0
     whole = audio.read(tmp_path / "small_1_1.wav", RATE)

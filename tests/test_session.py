@@ -108,11 +108,30 @@ def test_a_session_that_was_interrupted_does_not_go_on(model: AudioModel, tmp_pa
     next(blocks)
     blocks.close()
     for use in (lambda: session.run(1), lambda: session.save(tmp_path / "x")):
-        with pytest.raises(ValueError, match="interrupted between two samples"):
+        with pytest.raises(ValueError, match="is under way or was interrupted"):
             use()
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="samples is 0"):
         model.start().run(0)
+
+
+def test_two_runs_of_a_session_are_not_mixed(model: AudioModel) -> None:
+    session = model.start()
+    one, other = session.blocks(5000), session.blocks(5000)
+    next(one)
+    with pytest.raises(ValueError, match="is under way or was interrupted"):
+        next(other)
+
+
+def test_a_session_whose_last_block_was_taken_goes_on(model: AudioModel, tmp_path: Path) -> None:
+    session = model.start(**OPTIONS)
+    blocks = session.blocks(20)
+    first = next(blocks)
+    assert first.shape[1] == session.made == 20
+    session.save(tmp_path / "later.safetensors")
+    blocks.close()
+    both = np.concatenate([first, session.run(10)], axis=1)
+    assert np.array_equal(both, model.generate(samples=30, **OPTIONS))
 
 
 def test_the_bits_of_a_take_are_those_that_the_model_finds(model: AudioModel) -> None:

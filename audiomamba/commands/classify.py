@@ -35,9 +35,11 @@ def classify(files: tuple[Path, ...], name: str, as_json: bool, device: str) -> 
     Prints the file, the word and its probability, a line each.
     """
     from audiomamba import audio
+    from audiomamba.arguments import check_device
     from audiomamba.classifier import AudioClassifier
 
-    classifier = AudioClassifier.from_pretrained(name).to(device)
+    place = check_device(device)
+    classifier = AudioClassifier.from_pretrained(name).to(place)
     for file in files:
         waveform = audio.read(file, classifier.config.sample_rate)
         try:

@@ -15,7 +15,7 @@ from audiomamba.commands import generate_options, options
 from audiomamba.commands.generate_options import Flags
 from audiomamba.commands.prompt import read_prompt
 from audiomamba.commands.raw import write_raw
-from audiomamba.commands.takes import Order, Written, write_takes
+from audiomamba.commands.takes import Order, Written, companions, write_takes
 
 if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel
@@ -89,7 +89,7 @@ def _check_use(flags: Flags) -> None:
     }
     for name, others in taken.items():
         for other in others:
-            if getattr(flags, name) and getattr(flags, other):
+            if given(flags, name) and given(flags, other):
                 why = {
                     "resume": "the file of --resume holds what that says",
                     "stream": "--stream writes no file",
@@ -99,6 +99,12 @@ def _check_use(flags: Flags) -> None:
         raise click.UsageError(f"--num {flags.num} does not go with --stream: that is one stream")
     if flags.keep is not None and flags.keep > (flags.num or 1):
         raise click.UsageError(f"--keep {flags.keep} is more than the --num of {flags.num or 1}")
+
+
+def given(flags: Flags, name: str) -> bool:
+    """Return whether an option was given, be it as 0."""
+    value = getattr(flags, name)
+    return value is not None and value is not False  # 0 equals False
 
 
 def _option(name: str) -> str:
@@ -170,7 +176,6 @@ def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
     """Return the names of the files to come, none of which is there."""
     from audiomamba import output
 
-    beside = {".json": True, ".png": flags.spectrogram, ".safetensors": flags.save_state}
     return output.targets(
         folder,
         order.model.name,
@@ -179,7 +184,7 @@ def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
         flags.file_format,
         start=0 if order.resumed is None else order.resumed.places[0].position,
         overwrite=flags.overwrite,
-        beside=tuple(end for end, wanted in beside.items() if wanted),
+        beside=companions(flags),
     )
 
 

@@ -58,6 +58,7 @@ class Written:
 
     path: Path
     record: dict[str, Any]
+    beside: tuple[str, ...]  # endings of what was written with it
 
     @property
     def bits(self) -> float:
@@ -124,8 +125,8 @@ def _enters(written: list[Written], bits: float, keep: int) -> bool:
 
 
 def _drop(written: list[Written], worst: Written) -> None:
-    """Remove a file and what is beside it."""
-    for end in (worst.path.suffix, ".json", ".png", ".safetensors"):
+    """Remove a file and what was written with it."""
+    for end in (worst.path.suffix, *worst.beside):
         worst.path.with_suffix(end).unlink(missing_ok=True)
     written.remove(worst)
 
@@ -169,6 +170,10 @@ def _write(
     if flags.guard:
         record["faults"] = _faults(take.waveform, rate)
     record = write_take(path, whole, rate, record, format=flags.file_format)
+    beside = companions(flags)
+    for end in (".png", ".safetensors"):
+        if flags.overwrite and end not in beside:  # of an older take of this name
+            path.with_suffix(end).unlink(missing_ok=True)
     if flags.save_state:
         _save_state(order, take, path.with_suffix(".safetensors"))
     if flags.spectrogram:
@@ -180,7 +185,13 @@ def _write(
             f"{fault['stop']:g} s of what was made",
             err=True,
         )
-    return Written(path=path, record=record)
+    return Written(path=path, record=record, beside=beside)
+
+
+def companions(flags: Flags) -> tuple[str, ...]:
+    """Return the endings of what is written beside a sound."""
+    wanted = {".json": True, ".png": flags.spectrogram, ".safetensors": flags.save_state}
+    return tuple(end for end, asked in wanted.items() if asked)
 
 
 def _faults(waveform: NDArray[np.float32], rate: int) -> list[dict[str, Any]]:

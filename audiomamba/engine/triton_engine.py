@@ -12,6 +12,7 @@ from audiomamba.engine.triton_loop import run_kernel
 from audiomamba.engine.triton_plan import plan_net
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed
+from audiomamba_kernels.backend import on_device
 
 DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = 4096  # more do not fit in registers
@@ -138,20 +139,21 @@ class Streams:
             return
         self._tell(sampling or Sampling(), seed, first)
         engine = self._engine
-        run_kernel[(streams,)](
-            tokens,
-            self._stream,
-            self.nats,
-            self.logits,
-            self._state,
-            engine.weights,
-            engine.matrices,
-            self._options,
-            tokens.shape[1],
-            NET=engine.net,
-            TILE=engine.tile,
-            num_warps=engine.num_warps,
-        )
+        with on_device(tokens):
+            run_kernel[(streams,)](
+                tokens,
+                self._stream,
+                self.nats,
+                self.logits,
+                self._state,
+                engine.weights,
+                engine.matrices,
+                self._options,
+                tokens.shape[1],
+                NET=engine.net,
+                TILE=engine.tile,
+                num_warps=engine.num_warps,
+            )
         self.positions = [at + tokens.shape[1] for at in self.positions]
 
     def previous(self) -> list[int]:

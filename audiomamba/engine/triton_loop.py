@@ -78,6 +78,7 @@ def run_kernel(
             if finite & (previous >= 0):
                 u = uniform(seed, number, t)
                 token = draw(gap, u, temperature, top_k, top_p, LEVELS)
+            tl.debug_barrier()  # all threads have read what one of them writes
             tl.store(tokens_ptr + i, token)
         spent += nats(gap, token, LEVELS)
         previous = token

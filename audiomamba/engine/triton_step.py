@@ -17,6 +17,7 @@ from audiomamba_kernels.selective_scan.triton_math import LOG2E, decay, sigmoid,
 LTI = tl.constexpr(layout.LTI)
 S4_MLP = tl.constexpr(layout.S4_MLP)
 LEAST = tl.constexpr(triton_plan.LEAST)
+THREADS = tl.constexpr(1024)  # at most, in a program
 
 
 @triton.jit
@@ -146,8 +147,10 @@ def convolve(x, weights, state, B: tl.constexpr):
 def advance(a_re, a_im, b_re, b_im, c_re, c_im, h_ptr, u, m, D: tl.constexpr, ROWS: tl.constexpr):
     """Compute h = a h + b u in memory; return c h, or Re(c h); tiles are (state, channels)."""
     h_re = tl.load(h_ptr, m, other=0.0)
+    h_im = tl.load(h_ptr + D, m, other=0.0) if ROWS == 2 else h_re
+    if h_re.shape[0] * h_re.shape[1] < THREADS:
+        tl.debug_barrier()  # several threads have read each number, and one of them writes it
     if ROWS == 2:
-        h_im = tl.load(h_ptr + D, m, other=0.0)
         re = a_re * h_re - a_im * h_im + b_re * u
         im = a_re * h_im + a_im * h_re + b_im * u
         tl.store(h_ptr, re, m)
