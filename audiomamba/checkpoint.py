@@ -126,7 +126,10 @@ def read(directory: Path, key: str, build: Callable[[Any], Config]) -> Config:
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
         if key not in values:
-            raise ValueError(f"it holds no {key!r}, but {', '.join(values)}")
+            raise ValueError(
+                f"it holds no {key!r}, but {', '.join(values)}"
+                + (": `audiomamba classify` takes it" if "classifier" in values else "")
+            )
         return build(values[key])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error

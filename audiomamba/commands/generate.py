@@ -63,11 +63,12 @@ def generate(**given: Any) -> None:
         _say(f"seed {order.sampling['seed']}", flags, err=True)
         write_raw(_placed(order, flags))
         return
-    output.check_space(folder, order.num * order.samples)
+    files = flags.keep or order.num
+    output.check_space(folder, files * order.samples)
     paths = _paths(order, folder, flags)
     order = _placed(order, flags)
     if order.before is not None:
-        output.check_space(folder, order.num * (order.samples + len(order.before)))
+        output.check_space(folder, files * (order.samples + len(order.before)))
     _say(f"seed {order.sampling['seed']}", flags)
     written = write_takes(order, paths, flags)
     if gallery:

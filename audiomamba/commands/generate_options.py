@@ -168,7 +168,7 @@ showing = _all(
     click.option(
         "--rank",
         is_flag=True,
-        help="Sort by likelihood: the records say the rank, 1 the likeliest, and files are named "
+        help="Sort by likelihood: the records say the rank, 1 the likeliest, and files are listed "
         "in this order.",
     ),
     click.option(
