@@ -18,7 +18,6 @@ from audiomamba.arguments import (
     Waveform,
     check_device,
     check_mono,
-    check_waveform,
     count_samples,
     encode_prompts,
 )
@@ -34,6 +33,7 @@ from audiomamba.sampling import Sampling
 from audiomamba.saved import Saved
 from audiomamba.session import Session, Take
 from audiomamba.tokenizer import Tokenizer
+from audiomamba.waveform import check_waveform
 
 ENDLESS = 1 << 62  # samples
 
