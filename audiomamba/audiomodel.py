@@ -201,8 +201,8 @@ class AudioModel:
             prompt=prompt,
             progress=progress,
         )
-        takes = sorted(each, key=lambda take: take.index)
-        news = [take.waveform for take in takes]
+        made = {take.index: take.waveform for take in each}  # not their places: a GPU's memory
+        news = [made[index] for index in sorted(made)]
         if prompt is None:
             return np.stack(news)
         if isinstance(prompt, (np.ndarray, Tensor)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.steps import SteppedStreams
 from audiomamba.generate import Job, generate_streams
 from audiomamba.models.waveform import WaveformModel
+from audiomamba.session import Take
 
 S6 = Tier(mixer="s6", complex=True, n_layers=1, d_state=2)
 LTI = Tier(mixer="lti", complex=True, n_layers=1, d_state=2)
@@ -204,6 +206,52 @@ def test_what_does_not_fit_is_told_and_made_in_smaller_batches(
     monkeypatch.setattr(Narrow, "most", 0)
     with pytest.raises(MemoryError, match="not one stream fits"):
         model.generate(samples=3)
+
+
+class Counted(SteppedStreams):
+    """Streams of which no more than four fit, whichever batch they are of."""
+
+    live = 0
+
+    def __init__(self, network: WaveformModel, places: Sequence[Place], draw: Draw) -> None:
+        if Counted.live + len(places) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().__init__(network, places, draw)
+        Counted.live += len(places)
+        weakref.finalize(self, self._leave, len(places))
+
+    @staticmethod
+    def _leave(count: int) -> None:
+        Counted.live -= count
+
+
+@pytest.mark.parametrize("batch", [4, "auto"])
+def test_a_batch_has_gone_before_the_next_begins(
+    monkeypatch: pytest.MonkeyPatch, batch: Any
+) -> None:
+    monkeypatch.setattr("audiomamba.engine.choice.SteppedStreams", Counted)
+    monkeypatch.setattr("audiomamba.engine.choice.STEPPED_TOGETHER", 4)
+    takes = list(make(ATTENTION).generate_each(samples=3, num=8, batch=batch))
+    assert [take.index for take in takes] == list(range(8))
+    assert Counted.live == 0
+
+
+def test_generate_keeps_waveforms_and_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[weakref.ref[Place]] = []
+
+    def each(**options: Any) -> Iterator[Take]:
+        for index in (2, 0, 3, 1):
+            place = Place(state=[], position=1, previous=0)
+            places.append(weakref.ref(place))
+            take = Take(index=index, waveform=np.full(1, index), bits_per_sample=8.0, place=place)
+            del place
+            yield take
+            del take
+            assert sum(place() is not None for place in places) <= 1
+
+    model = make(S6)
+    monkeypatch.setattr(model, "generate_each", each)
+    assert model.generate(samples=1, num=4).ravel().tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
