@@ -135,6 +135,33 @@ def alter(path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]) 
     save_file(tensors, path, metadata)
 
 
+def fact(metadata: dict[str, str], **facts: Any) -> None:
+    metadata["facts"] = json.dumps({**json.loads(metadata["facts"]), **facts})
+
+
+def test_the_format_is_looked_at_before_a_tensor_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = make(S6), tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"format": "audiomamba streams 2"})
+
+    class Closed:
+        def __init__(self, *arguments: Any) -> None:
+            self._file = safe_open(*arguments)
+
+        def __enter__(self) -> Closed:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def metadata(self) -> Any:
+            return self._file.metadata()
+
+    monkeypatch.setattr("audiomamba.saved.safe_open", Closed)
+    with pytest.raises(ValueError, match=r"other\.safetensors is of the format .*streams 2"):
+        model.resume(path)
+
+
 def test_a_file_of_another_model_version_or_kind_is_refused(tmp_path: Path) -> None:
     model, path = make(S6), tmp_path / "later.safetensors"
     session = model.start()
@@ -150,7 +177,16 @@ def test_a_file_of_another_model_version_or_kind_is_refused(tmp_path: Path) -> N
         (lambda t, m: m.update(format="audiomamba streams 0"), "streams 0.*reads"),
         (lambda t, m: m.clear(), "the format None"),
         (lambda t, m: t.pop("nats"), "damaged or holds no saved streams"),
-        (lambda t, m: t.update({"state.0": torch.zeros(1, 1)}), "came where"),
+        (lambda t, m: t.update({"state.0": torch.zeros(1, 1)}), "later.*came where"),
+        (lambda t, m: t.update({"state.1": torch.zeros(1, 3)}), r"later.* \(RuntimeError"),
+        (lambda t, m: t.update({"state.1": t["state.1"].repeat_interleave(2, 0)}), "of 2 streams"),
+        (lambda t, m: t.update(nats=torch.zeros(2).double()), r"nats .* shape \(2,\); .*, \(1,\)"),
+        (lambda t, m: t.update(position=torch.tensor([5, 5])), "later.*position .* shape"),
+        (lambda t, m: t.update(position=torch.tensor([5.0])), "position is torch.float32"),
+        (lambda t, m: t.update(previous=torch.tensor([5], dtype=torch.int32)), "previous .*int32"),
+        (lambda t, m: fact(m, made=5.5), "later.*made is 5.5; it must be a whole number"),
+        (lambda t, m: fact(m, made=-1), "made is -1"),
+        (lambda t, m: fact(m, seed=-1), "later.*seed is -1"),
         (lambda t, m: m.update(facts="{"), "damaged"),
         (lambda t, m: m.update(facts=json.dumps({})), "damaged"),
     ):
