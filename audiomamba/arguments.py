@@ -1,4 +1,4 @@
-"""What a user gives is looked at: lengths, devices, waveforms."""
+"""What a user gives is looked at: lengths, devices, prompts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from audiomamba.engine.place import Place, Tokens
 from audiomamba.sampling import check_real, check_whole
 from audiomamba.tokenizer import Tokenizer
+from audiomamba.waveform import Waveform as Waveform
+from audiomamba.waveform import check_waveform
 
-Waveform = NDArray[np.float32]
 Prompt = Waveform | Tensor | Place
 
 
@@ -81,21 +81,3 @@ def check_mono(prompt: Any) -> Waveform:
     if waveform.ndim != 1:
         raise ValueError(f"the prompt has shape {waveform.shape}; it must be mono, (samples,)")
     return waveform
-
-
-def check_waveform(waveform: Any, name: str) -> Waveform:
-    """Return a waveform as an array, (samples,) or (batch, samples), finite and not empty."""
-    wave: Any = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else waveform
-    if not isinstance(wave, np.ndarray) or wave.dtype.kind != "f":
-        kind = wave.dtype if isinstance(wave, np.ndarray) else type(wave).__name__
-        raise ValueError(f"{name} is {kind}; it must be a floating-point array or tensor")
-    if wave.ndim not in (1, 2):
-        raise ValueError(
-            f"{name} has shape {wave.shape}; it must be (samples,) or (batch, samples)"
-        )
-    if wave.size == 0:
-        raise ValueError(f"{name} is empty")
-    if not np.isfinite(wave).all():
-        at = np.unravel_index(int(np.argmin(np.isfinite(wave))), wave.shape)[-1]
-        raise ValueError(f"{name} is NaN or infinite at sample {at}")
-    return wave.astype(np.float32, copy=False)

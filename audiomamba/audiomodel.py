@@ -18,7 +18,6 @@ from audiomamba.arguments import (
     Waveform,
     check_device,
     check_mono,
-    check_waveform,
     count_samples,
     encode_prompts,
 )
@@ -34,6 +33,7 @@ from audiomamba.sampling import Sampling
 from audiomamba.saved import Saved
 from audiomamba.session import Session, Take
 from audiomamba.tokenizer import Tokenizer
+from audiomamba.waveform import check_waveform
 
 ENDLESS = 1 << 62  # samples
 
@@ -201,8 +201,8 @@ class AudioModel:
             prompt=prompt,
             progress=progress,
         )
-        takes = sorted(each, key=lambda take: take.index)
-        news = [take.waveform for take in takes]
+        made = {take.index: take.waveform for take in each}  # not their places: a GPU's memory
+        news = [made[index] for index in sorted(made)]
         if prompt is None:
             return np.stack(news)
         if isinstance(prompt, (np.ndarray, Tensor)):

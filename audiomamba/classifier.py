@@ -15,6 +15,7 @@ from audiomamba.config import checked
 from audiomamba.encoder import MambaEncoder
 from audiomamba.encoder_config import EncoderConfig
 from audiomamba.features import frame_size, log_mel
+from audiomamba.waveform import check_waveform
 from audiomamba_kernels import Backend
 from audiomamba_kernels.ragged import zero_padding
 
@@ -88,6 +89,9 @@ class AudioClassifier(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits (batch, words) of waveforms.
 
+        A row too short for a frame gives the bias of the head: the same for all such rows, and of
+        no recording; `classify` refuses one.
+
         Args:
             waveform: Floating point, (batch, samples), in [-1, 1] at the config's rate.
             lengths: Samples of each, (batch,), integers; None is all. What follows has no effect.
@@ -107,12 +111,14 @@ class AudioClassifier(nn.Module):
         """Return the likeliest word of one recording.
 
         Args:
-            waveform: Samples in [-1, 1] at the config's rate, (samples,), an array or a tensor.
+            waveform: Floating point, (samples,), in [-1, 1] at the config's rate, an array or a
+                tensor.
 
         Raises:
-            ValueError: If it is too short for a frame, or its shape is wrong.
+            ValueError: If it is too short for a frame, NaN or infinite, or its shape or type is
+                wrong.
         """
-        x = torch.as_tensor(waveform, dtype=torch.float32, device=self.head.weight.device)
+        x = torch.from_numpy(check_waveform(waveform, "the recording"))
         config = self.config
         window, hop = frame_size(config.sample_rate)
         needed = window + (config.encoder.subsampling - 1) * hop
@@ -121,7 +127,7 @@ class AudioClassifier(nn.Module):
                 f"the recording has shape {tuple(x.shape)}; it must be (samples,), at least "
                 f"{needed} of them ({needed / config.sample_rate:.3f} s)"
             )
-        probabilities = self(x[None])[0].softmax(0)
+        probabilities = self(x[None].to(self.head.weight.device))[0].softmax(0)
         best = int(probabilities.argmax())
         return Heard(config.words[best], float(probabilities[best]))
 

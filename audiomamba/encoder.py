@@ -191,7 +191,8 @@ class MambaEncoder(nn.Module):
             `finish` has put out the last ones.
 
         Raises:
-            ValueError: If a shape or type is wrong, or a bidirectional encoder has no chunk.
+            ValueError: If a shape or type is wrong, the state is of another batch, or a
+                bidirectional encoder has no chunk.
         """
         self._check(features)
         config = self.config
@@ -200,7 +201,13 @@ class MambaEncoder(nn.Module):
                 f"chunk is 0 and direction {config.direction!r}: the backward direction begins at "
                 "the last frame; set chunk (and lookahead), or direction to 'causal'"
             )
-        state = self.initial_state(features.shape[0]) if state is None else state
+        batch = features.shape[0]
+        state = self.initial_state(batch) if state is None else state
+        if state.features.shape[0] != batch:
+            raise ValueError(
+                f"the state is of {state.features.shape[0]} streams and the features of {batch}; "
+                "go on with as many as before, or begin with None"
+            )
         features = torch.cat([state.features.to(features.dtype), features], dim=1)
         usable = features.shape[1] - features.shape[1] % config.subsampling
         frames, subsampling = state.frames, state.subsampling

@@ -11,6 +11,10 @@ from audiomamba.config import checked
 Direction = Literal["causal", "inner", "outer"]
 EncoderMixer = Literal["s6", "lti"]
 
+POSITIVE = ("d_input", "d_model", "n_layers", "d_state", "d_conv", "expand")
+OPTIONAL = ("feed_forward", "conv_kernel", "chunk", "lookahead")  # 0 is none
+WHOLE = (*POSITIVE, *OPTIONAL, "subsampling")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -63,6 +67,10 @@ class EncoderConfig:
     lookahead: int = 0
 
     def __post_init__(self) -> None:
+        for name in WHOLE:
+            value: Any = getattr(self, name)
+            if type(value) is not int:  # which JSON takes; True is none
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, an int")
         for name, choices in (
             ("direction", get_args(Direction)),
             ("mixer", get_args(EncoderMixer)),
@@ -73,14 +81,14 @@ class EncoderConfig:
                     f"{name} is {getattr(self, name)!r}; choose one of "
                     + ", ".join(str(choice) for choice in choices)
                 )
-        for name in ("d_input", "d_model", "n_layers", "d_state", "d_conv", "expand"):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("feed_forward", "conv_kernel", "chunk", "lookahead"):
+        for name in OPTIONAL:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (none) or more")
         for name in ("dropout", "stochastic_depth"):
-            value: Any = getattr(self, name)
+            value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a number from 0 to below 1")
         if self.complex and self.d_state % 2:

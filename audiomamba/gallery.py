@@ -57,7 +57,7 @@ def write(path: Path, title: str, exhibits: Sequence[Exhibit]) -> None:
     Args:
         path: The HTML file.
         title: Of the page.
-        exhibits: In order. Only one is held in memory.
+        exhibits: In order. Files are read one at a time; pictures are held by who gives them.
 
     Raises:
         OSError: If a file cannot be read or the page not be written.

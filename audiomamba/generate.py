@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -124,10 +125,14 @@ def generate_streams(
                     tokens[:, done : done + block.shape[1]] = block
                     done += block.shape[1]
                     progress(block.size)
-            spent = running.nats().tolist()
-            for i, place in enumerate(running.places()):
+            spent, places_after = running.nats().tolist(), deque(running.places())
+            del running, blocks  # they would hold memory beside the next batch
+            for i in range(count):
                 yield Made(
-                    index=draw.first + i, tokens=tokens[i].copy(), nats=spent[i], place=place
+                    index=draw.first + i,
+                    tokens=tokens[i].copy(),
+                    nats=spent[i],
+                    place=places_after.popleft(),
                 )
             at += count
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -18,7 +20,7 @@ from audiomamba.audio import naming
 from audiomamba.engine.place import Draw, Place, joined, parted
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
-from audiomamba.sampling import Sampling
+from audiomamba.sampling import Sampling, check_whole
 from audiomamba.state import from_leaves, leaves
 
 FORMAT = "audiomamba streams 1"
@@ -76,20 +78,19 @@ def read(path: str | Path, network: WaveformModel) -> Saved:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            _check_format(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged or holds no saved streams ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is of the format {metadata.get('format')!r}, and this version of audiomamba "
-            f"reads {FORMAT!r}; go on with the version that wrote it"
-        )
-    try:
+    with _damage_of(path):
         facts = json.loads(metadata["facts"])
-        _check_model(path, facts["weights_sha256"], network)
+        theirs = facts["weights_sha256"]
+    _check_model(path, theirs, network)
+    with _damage_of(path):
         like = leaves(network.initial_state(1))
         state = [_as(tensors[f"state.{i}"], leaf) for i, leaf in enumerate(like)]
         from_leaves(like, state)  # compares shapes
+        _check_counts(state, tensors, facts["made"])
         positions, previous = tensors["position"].tolist(), tensors["previous"].tolist()
         return Saved(
             draw=Draw(
@@ -99,8 +100,6 @@ def read(path: str | Path, network: WaveformModel) -> Saved:
             made=facts["made"],
             nats=tensors["nats"].tolist(),
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged or holds no saved streams ({error!r})") from error
 
 
 def weights_sha256(network: WaveformModel) -> str:
@@ -110,6 +109,45 @@ def weights_sha256(network: WaveformModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _damage_of(path: str | Path) -> Iterator[None]:
+    """Name the file in an error of what it holds."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or holds no saved streams ({error!r})") from error
+
+
+def _check_format(path: str | Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of the format {metadata.get('format')!r}, and this version of audiomamba "
+            f"reads {FORMAT!r}; go on with the version that wrote it"
+        )
+
+
+def _check_counts(state: list[Tensor], tensors: dict[str, Tensor], made: Any) -> None:
+    """Raise ValueError unless all is there of each stream, in the type that `write` gives it."""
+    num = len(state[0])
+    if not num:
+        raise ValueError("state.0 is of no stream")
+    for i, leaf in enumerate(state):
+        if len(leaf) != num:
+            raise ValueError(f"state.{i} is of {len(leaf)} streams, state.0 of {num}")
+    for name, dtype in (
+        ("position", torch.int64),
+        ("previous", torch.int64),
+        ("nats", torch.float64),
+    ):
+        x = tensors[name]
+        if x.shape != (num,) or x.dtype != dtype:
+            raise ValueError(
+                f"{name} is {x.dtype} of shape {tuple(x.shape)}; it must be {dtype}, ({num},)"
+            )
+    if check_whole(made, "made") < 0:
+        raise ValueError(f"made is {made}; it must be 0 or more")
 
 
 def _check_model(path: str | Path, theirs: str, network: WaveformModel) -> None:

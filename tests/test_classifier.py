@@ -72,6 +72,26 @@ def test_the_shortest_recording_makes_one_frame(classifier: AudioClassifier) -> 
         classifier.classify(noise(8000)[None])
 
 
+def test_a_recording_of_no_numbers_is_refused(classifier: AudioClassifier) -> None:
+    broken = noise(8000)
+    broken[7] = np.nan
+    for waveform, match in (
+        (np.ones(8000, np.int16), "the recording is int16; it must be a floating-point"),
+        (torch.ones(8000, dtype=torch.int16), "the recording is int16"),
+        (broken, "the recording is NaN or infinite at sample 7"),
+        (noise(0), "the recording is empty"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            classifier.classify(waveform)
+    half = torch.from_numpy(noise(8000)).bfloat16()
+    assert classifier.classify(half) == classifier.classify(half.float())
+
+
+def test_a_row_without_frames_gives_the_bias(classifier: AudioClassifier) -> None:
+    logits = classifier(torch.ones(2, 8000), torch.tensor([8000, 100]))
+    assert torch.equal(logits[1], classifier.head.bias)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

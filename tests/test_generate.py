@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from audiomamba.config import ModelConfig, Tier
-from audiomamba.engine.choice import choose_engine, open_engine
+from audiomamba.engine import choice
+from audiomamba.engine.choice import check_engine, choose_engine, open_engine
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.generate import Job, generate_streams
 from audiomamba.models.waveform import WaveformModel
@@ -170,6 +173,38 @@ def test_attention_runs_in_pytorch_and_says_so(
     assert make(attention, job, num=2)[1].shape == (20,)
     with pytest.raises(ValueError, match="no attention"):
         make(attention, job, engine="numba")
+
+
+def test_a_slow_choice_is_told_once_with_its_reason(
+    network: WaveformModel,
+    attention: WaveformModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def told(network: WaveformModel, name: Any = None) -> list[str]:
+        caplog.clear()
+        assert [check_engine(network, name) for _ in range(2)] == [
+            name or choose_engine(network)
+        ] * 2
+        return caplog.messages
+
+    choice._warn_of_torch.cache_clear()
+    assert told(network) == told(attention, "torch") == []
+    slowly = "PyTorch generates, slowly"
+    assert told(attention) == [f"the numba engine cannot run: it has no attention; {slowly}"]
+    with torch.device("meta"):  # stands for a GPU
+        there = WaveformModel(network.config)
+        fine = WaveformModel(dataclasses.replace(network.config, tokenizer=Tokenizer(bits=13)))
+        attending = WaveformModel(attention.config)
+    monkeypatch.setattr(choice, "why_not", lambda backend, x: "triton is not installed")
+    none = f"the triton engine cannot run: triton is not installed; {slowly}"
+    assert told(there) == [none]
+    monkeypatch.setattr(choice, "why_not", lambda backend, x: None)
+    assert told(attending) == [f"the triton engine cannot run: it has no attention; {slowly}"]
+    pytest.importorskip("triton")
+    assert choose_engine(there) == "triton"
+    (many,) = told(fine)
+    assert "the model has 8192 levels, more than 4096" in many
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ ORDER = [
         "audiomamba.flags",
         "audiomamba.progress",
         "audiomamba.state",
+        "audiomamba.waveform",
     },
     {"audiomamba.tokenizer"},
     {"audiomamba.config"},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.steps import SteppedStreams
 from audiomamba.generate import Job, generate_streams
 from audiomamba.models.waveform import WaveformModel
+from audiomamba.session import Take
 
 S6 = Tier(mixer="s6", complex=True, n_layers=1, d_state=2)
 LTI = Tier(mixer="lti", complex=True, n_layers=1, d_state=2)
@@ -152,6 +154,33 @@ def alter(path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]) 
     save_file(tensors, path, metadata)
 
 
+def fact(metadata: dict[str, str], **facts: Any) -> None:
+    metadata["facts"] = json.dumps({**json.loads(metadata["facts"]), **facts})
+
+
+def test_the_format_is_looked_at_before_a_tensor_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = make(S6), tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"format": "audiomamba streams 2"})
+
+    class Closed:
+        def __init__(self, *arguments: Any) -> None:
+            self._file = safe_open(*arguments)
+
+        def __enter__(self) -> Closed:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def metadata(self) -> Any:
+            return self._file.metadata()
+
+    monkeypatch.setattr("audiomamba.saved.safe_open", Closed)
+    with pytest.raises(ValueError, match=r"other\.safetensors is of the format .*streams 2"):
+        model.resume(path)
+
+
 def test_a_file_of_another_model_version_or_kind_is_refused(tmp_path: Path) -> None:
     model, path = make(S6), tmp_path / "later.safetensors"
     session = model.start()
@@ -167,7 +196,16 @@ def test_a_file_of_another_model_version_or_kind_is_refused(tmp_path: Path) -> N
         (lambda t, m: m.update(format="audiomamba streams 0"), "streams 0.*reads"),
         (lambda t, m: m.clear(), "the format None"),
         (lambda t, m: t.pop("nats"), "damaged or holds no saved streams"),
-        (lambda t, m: t.update({"state.0": torch.zeros(1, 1)}), "came where"),
+        (lambda t, m: t.update({"state.0": torch.zeros(1, 1)}), "later.*came where"),
+        (lambda t, m: t.update({"state.1": torch.zeros(1, 3)}), r"later.* \(RuntimeError"),
+        (lambda t, m: t.update({"state.1": t["state.1"].repeat_interleave(2, 0)}), "of 2 streams"),
+        (lambda t, m: t.update(nats=torch.zeros(2).double()), r"nats .* shape \(2,\); .*, \(1,\)"),
+        (lambda t, m: t.update(position=torch.tensor([5, 5])), "later.*position .* shape"),
+        (lambda t, m: t.update(position=torch.tensor([5.0])), "position is torch.float32"),
+        (lambda t, m: t.update(previous=torch.tensor([5], dtype=torch.int32)), "previous .*int32"),
+        (lambda t, m: fact(m, made=5.5), "later.*made is 5.5; it must be a whole number"),
+        (lambda t, m: fact(m, made=-1), "made is -1"),
+        (lambda t, m: fact(m, seed=-1), "later.*seed is -1"),
         (lambda t, m: m.update(facts="{"), "damaged"),
         (lambda t, m: m.update(facts=json.dumps({})), "damaged"),
     ):
@@ -216,13 +254,60 @@ def test_what_does_not_fit_is_told_and_made_in_smaller_batches(
     monkeypatch.setattr("audiomamba.engine.choice.STEPPED_TOGETHER", 8)
     takes = list(model.generate_each(samples=3, num=9, batch="auto"))
     assert [take.index for take in takes] == list(range(9))
-    assert caplog.messages == ["8 streams together do not fit into memory; going on by 3"]
+    told = [r.getMessage() for r in caplog.records if r.name == "audiomamba.generate"]
+    assert told == ["8 streams together do not fit into memory; going on by 3"]
     monkeypatch.setattr(Narrow, "most", 9)
     expected = model.generate(samples=3, num=9)
     assert np.array_equal([take.waveform for take in takes], expected)
     monkeypatch.setattr(Narrow, "most", 0)
     with pytest.raises(MemoryError, match="not one stream fits"):
         model.generate(samples=3)
+
+
+class Counted(SteppedStreams):
+    """Streams of which no more than four fit, whichever batch they are of."""
+
+    live = 0
+
+    def __init__(self, network: WaveformModel, places: Sequence[Place], draw: Draw) -> None:
+        if Counted.live + len(places) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().__init__(network, places, draw)
+        Counted.live += len(places)
+        weakref.finalize(self, self._leave, len(places))
+
+    @staticmethod
+    def _leave(count: int) -> None:
+        Counted.live -= count
+
+
+@pytest.mark.parametrize("batch", [4, "auto"])
+def test_a_batch_has_gone_before_the_next_begins(
+    monkeypatch: pytest.MonkeyPatch, batch: Any
+) -> None:
+    monkeypatch.setattr("audiomamba.engine.choice.SteppedStreams", Counted)
+    monkeypatch.setattr("audiomamba.engine.choice.STEPPED_TOGETHER", 4)
+    takes = list(make(ATTENTION).generate_each(samples=3, num=8, batch=batch))
+    assert [take.index for take in takes] == list(range(8))
+    assert Counted.live == 0
+
+
+def test_generate_keeps_waveforms_and_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[weakref.ref[Place]] = []
+
+    def each(**options: Any) -> Iterator[Take]:
+        for index in (2, 0, 3, 1):
+            place = Place(state=[], position=1, previous=0)
+            places.append(weakref.ref(place))
+            take = Take(index=index, waveform=np.full(1, index), bits_per_sample=8.0, place=place)
+            del place
+            yield take
+            del take
+            assert sum(place() is not None for place in places) <= 1
+
+    model = make(S6)
+    monkeypatch.setattr(model, "generate_each", each)
+    assert model.generate(samples=1, num=4).ravel().tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])

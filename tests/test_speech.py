@@ -60,6 +60,14 @@ def test_clips_have_words_splits_and_speakers(speech: Any, folder: Path) -> None
     assert held.digest != clips.digest
 
 
+def test_the_digest_is_of_samples_too(speech: Any, folder: Path) -> None:
+    digest = speech.read_clips(folder).digest
+    assert speech.read_clips(folder).digest == digest
+    file = folder / "no" / "a_nohash_0.wav"
+    audio.write(file, -audio.read(file, 16000), 16000)  # as long
+    assert speech.read_clips(folder).digest != digest
+
+
 def test_a_folder_that_will_not_do_is_told(speech: Any, folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="audiomamba fetch sc09 nowhere"):
         speech.read_clips("nowhere")

@@ -34,6 +34,7 @@ from audiomamba.adapters.masks import kept_lengths
 from audiomamba.encoder import MambaEncoder
 from audiomamba.encoder_config import EncoderConfig
 from audiomamba.features import log_mel
+from audiomamba.waveform import Waveform, check_waveform
 from audiomamba_kernels.ragged import valid
 
 MASK = "attention_mask"
@@ -188,7 +189,8 @@ class AudiomambaFeatureExtractor(SequenceFeatureExtractor):
         """Turn waveforms into padded features.
 
         Args:
-            raw_speech: One waveform (samples,), in [-1, 1], or several.
+            raw_speech: One waveform (samples,), floating point in [-1, 1], an array, a tensor or a
+                list, or several.
             sampling_rate: Theirs, in Hz, to be compared; None is taken on trust.
             padding: As for `pad`: True is to the longest.
             return_tensors: "pt" or "np".
@@ -199,22 +201,25 @@ class AudiomambaFeatureExtractor(SequenceFeatureExtractor):
             input_features (batch, time, feature_size), float32, and attention_mask (batch, time).
 
         Raises:
-            ValueError: If the rate is not the extractor's, or a waveform has another shape.
+            ValueError: If the rate is not the extractor's, there is no waveform, or one is empty,
+                no floating point, not finite or of another shape.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"sampling_rate is {sampling_rate} Hz, but the model takes {self.sampling_rate} "
                 "Hz; resample, as audiomamba.audio.read does"
             )
+        if len(raw_speech) == 0:
+            raise ValueError("raw_speech is empty; give a waveform (samples,), or several")
         single = np.ndim(raw_speech[0]) == 0
         rows = [
             log_mel(
-                torch.as_tensor(row, dtype=torch.float32)[None],
+                torch.from_numpy(_check_row(row, i))[None],
                 n_mels=self.feature_size,
                 sample_rate=self.sampling_rate,
                 normalize=self.do_normalize,
             )[0][0].numpy()
-            for row in ([raw_speech] if single else raw_speech)
+            for i, row in enumerate([raw_speech] if single else raw_speech)
         ]
         return self.pad(
             BatchFeature({"input_features": rows}),
@@ -222,6 +227,14 @@ class AudiomambaFeatureExtractor(SequenceFeatureExtractor):
             return_tensors=return_tensors,
             **options,
         )
+
+
+def _check_row(row: Any, index: int) -> Waveform:
+    name = f"waveform {index} of raw_speech"
+    wave = check_waveform(row if isinstance(row, Tensor) else np.asarray(row), name)
+    if wave.ndim != 1:
+        raise ValueError(f"{name} has shape {wave.shape}; it must be mono, (samples,)")
+    return wave
 
 
 def register() -> None:

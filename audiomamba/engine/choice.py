@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +19,8 @@ from audiomamba.engine.steps import ROWS, SteppedStreams
 from audiomamba.engine.threads import ThreadedStreams
 from audiomamba.models.waveform import WaveformModel
 from audiomamba_kernels.backend import why_not
+
+_log = logging.getLogger(__name__)
 
 EngineName = Literal["numba", "triton", "torch"]
 
@@ -52,14 +55,27 @@ def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
 
 
 def check_engine(network: WaveformModel, name: EngineName | None) -> EngineName:
-    """Return the engine asked for, or chosen; raise ValueError if it cannot run the model."""
-    name = name or choose_engine(network)
+    """Return the engine asked for, or chosen; raise ValueError if it cannot run the model.
+
+    A choice of PyTorch, the slow one, is logged as a warning, once for each reason.
+    """
+    if name is None:
+        name = choose_engine(network)
+        if name == "torch":
+            on_cpu = network.embedding.weight.device.type == "cpu"
+            fast: EngineName = "numba" if on_cpu else "triton"
+            _warn_of_torch(fast, why_not_engine(fast, network) or "")
     if name not in get_args(EngineName):
         raise ValueError(f"engine is {name!r}; choose one of {', '.join(get_args(EngineName))}")
     reason = why_not_engine(name, network)
     if reason is not None:
         raise ValueError(f"the {name} engine cannot run: {reason}; use {choose_engine(network)!r}")
     return name
+
+
+@cache
+def _warn_of_torch(fast: EngineName, reason: str) -> None:
+    _log.warning("the %s engine cannot run: %s; PyTorch generates, slowly", fast, reason)
 
 
 def open_engine(

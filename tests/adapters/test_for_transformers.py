@@ -132,7 +132,18 @@ def test_what_is_wrong_is_said(adapter: Any) -> None:
     extractor = adapter.AudiomambaFeatureExtractor()
     with pytest.raises(ValueError, match="sampling_rate is 8000 Hz, but the model takes 16000 Hz"):
         extractor(WAVEFORMS, sampling_rate=8000)
-    with pytest.raises(ValueError, match=r"the waveform .* of shape \(1, 2, 8000\)"):
-        extractor(np.zeros((1, 2, 8000), np.float32), sampling_rate=16000)
+    broken = WAVEFORMS[1].copy()
+    broken[7] = np.nan
+    for raw, match in (
+        ([], "raw_speech is empty; give a waveform"),
+        (np.empty(0, np.float32), "raw_speech is empty"),
+        ([WAVEFORMS[0], WAVEFORMS[1][:0]], "waveform 1 of raw_speech is empty"),
+        (np.ones(8000, np.int16), "waveform 0 of raw_speech is int16; it must be a floating-point"),
+        ([1, -1, 1], "waveform 0 of raw_speech is int64"),
+        ([WAVEFORMS[0], broken], "waveform 1 of raw_speech is NaN or infinite at sample 7"),
+        (np.zeros((1, 2, 8000), np.float32), r"waveform 0 .* shape \(2, 8000\); it must be mono"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            extractor(raw, sampling_rate=16000)
     with pytest.raises(ValueError, match="direction is 'up'"):
         adapter.AudiomambaEncoderConfig(direction="up")

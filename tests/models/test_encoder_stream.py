@@ -155,6 +155,14 @@ def test_windows() -> None:
     assert windows(4, 3, 2, final=False) == []
 
 
+def test_a_state_of_another_batch_is_refused() -> None:
+    encoder = small(direction="causal")
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    _, state = encoder.stream(x[:2])
+    with pytest.raises(ValueError, match="the state is of 2 streams and the features of 3"):
+        encoder.stream(x, state)
+
+
 def test_a_bidirectional_encoder_without_chunks_does_not_stream() -> None:
     encoder = small()
     assert encoder.latency is None
