@@ -123,6 +123,9 @@ def read(directory: Path, key: str, build: Callable[[Any], Config]) -> Config:
     """Build what stands under a key of a folder's config.json; raises as `load`."""
     values = _read(directory)
     try:
+        if "format" not in values:
+            hint = ": it is a Transformers folder, for AutoModel" if "model_type" in values else ""
+            raise ValueError(f"it says no format{hint}")
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
         if key not in values:
