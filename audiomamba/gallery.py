@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -51,13 +51,13 @@ class Exhibit:
     picture: bytes
 
 
-def write(path: Path, title: str, exhibits: Sequence[Exhibit]) -> None:
+def write(path: Path, title: str, exhibits: Iterable[Exhibit]) -> None:
     """Write the page; it appears whole or not at all.
 
     Args:
         path: The HTML file.
         title: Of the page.
-        exhibits: In order. Files are read one at a time; pictures are held by who gives them.
+        exhibits: In order; from an iterator, one picture and one file are held at a time.
 
     Raises:
         OSError: If a file cannot be read or the page not be written.
@@ -70,7 +70,7 @@ def write(path: Path, title: str, exhibits: Sequence[Exhibit]) -> None:
         page.writelines(_lines(title, exhibits))
 
 
-def _lines(title: str, exhibits: Sequence[Exhibit]) -> Iterator[str]:
+def _lines(title: str, exhibits: Iterable[Exhibit]) -> Iterator[str]:
     yield _HEAD.format(title=escape(title))
     for one in exhibits:
         name = escape(one.path.name)
