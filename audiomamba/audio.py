@@ -56,6 +56,7 @@ def read(
     *,
     start_seconds: float = 0.0,
     seconds: float | None = None,
+    speed: float = 1.0,
 ) -> NDArray[np.float32]:
     """Read an audio file as one channel at `sample_rate`.
 
@@ -66,7 +67,9 @@ def read(
         path: Anything that libsndfile reads: WAV, FLAC, Ogg, Opus, MP3, AIFF, CAF and others.
         sample_rate: Hz.
         start_seconds: Where to begin.
-        seconds: Read at most this much and no more of the file than that takes; None for all.
+        seconds: Return at most this much and read no more of the file than that takes; None for
+            all.
+        speed: Play the file so many times as fast, which moves its pitch as well.
 
     Returns:
         Samples in [-1, 1], (samples,).
@@ -76,10 +79,10 @@ def read(
         OSError: If it cannot be opened.
         ValueError: If it is not audio, is damaged or cut short, says a rate outside 1 kHz to 1 MHz,
             holds no sample in the range asked for, a sample that is NaN or infinite, or a peak over
-            2 (not scaled to [-1, 1]).
+            2 (not scaled to [-1, 1]); or if an argument is out of range.
     """
     return np.concatenate(
-        list(blocks(path, sample_rate, start_seconds=start_seconds, seconds=seconds))
+        list(blocks(path, sample_rate, start_seconds=start_seconds, seconds=seconds, speed=speed))
     )
 
 
@@ -89,6 +92,7 @@ def blocks(
     *,
     start_seconds: float = 0.0,
     seconds: float | None = None,
+    speed: float = 1.0,
 ) -> Iterator[NDArray[np.float32]]:
     """Read as `read` does, piece by piece, so that memory does not grow with the file.
 
@@ -104,6 +108,8 @@ def blocks(
         raise ValueError(f"start_seconds is {start_seconds}; it must be 0 or more")
     if seconds is not None and not 0 < seconds < math.inf:
         raise ValueError(f"seconds is {seconds}; it must be positive")
+    if not 0.1 <= speed <= 10:
+        raise ValueError(f"speed is {speed}; it must be from 0.1 to 10")
     wanted = math.inf if seconds is None else max(1, round(seconds * sample_rate))
     made = 0
     with _open(path) as file:
@@ -113,7 +119,7 @@ def blocks(
                 f"{path} lasts {file.frames / file.samplerate:.6g} s; "
                 f"nothing to read from {start_seconds:.6g} s on"
             )
-        for piece in _resampled(_mono(file, start, path), file.samplerate, sample_rate):
+        for piece in _resampled(_mono(file, start, path), file.samplerate, sample_rate / speed):
             if len(piece):
                 yield np.clip(piece[: int(min(len(piece), wanted - made))], -1, 1)
                 made += len(piece)
@@ -262,7 +268,7 @@ def _mono(file: Any, start: int, path: object) -> Iterator[tuple[NDArray[np.floa
 
 
 def _resampled(
-    pieces: Iterator[tuple[NDArray[np.float32], bool]], rate: int, sample_rate: int
+    pieces: Iterator[tuple[NDArray[np.float32], bool]], rate: int, sample_rate: float
 ) -> Iterator[NDArray[np.float32]]:
     if rate == sample_rate:
         yield from (piece for piece, _ in pieces)

@@ -616,10 +616,10 @@ def test_prepare_turns_a_folder_into_tokens(run: Run, tmp_path: Path) -> None:
         soundfile.write(path, noise(22050, index), 22050)
     soundfile.write(tmp_path / "music" / "train" / "silent.wav", np.zeros(100), RATE)
     out_dir = tmp_path / "out"
-    options = ("--sample-rate", 8000, "--encoding", "linear", "--bits", 9)
+    options = ("--sample-rate", 8000, "--encoding", "linear", "--bits", 9, "--speeds", "0.9,1")
     code, out, err = run("prepare", tmp_path / "music", out_dir, *options)
     assert (code, err) == (0, "note: train/silent.wav is silent\n")
-    assert out.splitlines()[0].split() == ["train", "3", "files", "0.00", "hours"]
+    assert out.splitlines()[0].split() == ["train", "6", "files", "0.00", "hours"]
     assert out.splitlines()[-1] == str(out_dir)
     store = TokenStore(out_dir)
     assert (store.sample_rate, store.tokenizer) == (8000, Tokenizer("linear", 9))
@@ -646,7 +646,14 @@ def test_prepare_turns_a_folder_into_tokens(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nowhere", "out"], ["here"], ["here", "out", "--bits", "17"], ["here", "a.txt"]]
+    "arguments",
+    [
+        ["nowhere", "out"],
+        ["here"],
+        ["here", "out", "--bits", "17"],
+        ["here", "out", "--speeds", "fast"],
+        ["here", "a.txt"],
+    ],
 )
 def test_prepare_misused_is_one_line(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]

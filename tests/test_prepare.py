@@ -59,6 +59,33 @@ def test_tokens_are_those_of_the_audio(music: Path, encoding: Encoding, bits: in
         assert file.sha256 == hashlib.sha256((music / file.path).read_bytes()).hexdigest()
 
 
+def test_training_files_are_taken_at_each_speed(music: Path) -> None:
+    once = prepare(music, music.parent / "once")
+    store = prepare(music, music.parent / "out", speeds=(1.25, 1.0))
+    assert [(file.path, file.speed) for file in store.files("train")] == [
+        (file.path, speed) for file in once.files("train") for speed in (1.25, 1.0)
+    ]
+    for split in ("validation", "test"):
+        for mine, theirs in zip(store.files(split), once.files(split), strict=True):
+            assert mine.speed == 1.0
+            assert np.array_equal(store.clip(mine), once.clip(theirs))
+    fast, plain = store.files("train")[:2]
+    assert np.array_equal(store.clip(plain), once.clip(once.files("train")[0]))
+    assert fast.samples == pytest.approx(plain.samples / 1.25, abs=1)
+    spectra = [
+        np.abs(np.fft.rfft(store.tokenizer.decode(store.clip(file)), n=16000))
+        for file in (fast, plain)
+    ]
+    assert spectra[0].argmax() == pytest.approx(1.25 * spectra[1].argmax(), abs=2)
+
+
+@pytest.mark.parametrize("speeds", [(), (1.0, 1.0), (0.0,), (float("nan"),), (1.0, 11.0)])
+def test_bad_speeds_are_refused_before_any_work(music: Path, speeds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"speeds are \["):
+        prepare(music, music.parent / "out", speeds=speeds)
+    assert not (music.parent / "out").exists()
+
+
 def test_pieces_are_read_anywhere_and_nowhere_else(music: Path) -> None:
     store = prepare(music, music.parent / "out")
     file = store.files("train")[1]

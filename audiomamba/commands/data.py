@@ -65,6 +65,13 @@ def fetch(corpus: str, folder: Path, quiet: bool) -> None:
     metavar="NAMES",
     help="Take these subfolders and no others, such as zero,one,two.",
 )
+@click.option(
+    "--speeds",
+    metavar="FACTORS",
+    default="1",
+    show_default=True,
+    help="Take training files at each of these speeds, such as 0.9,1,1.1.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable files instead of stopping.")
 @options.overwrite
 @options.quiet
@@ -76,6 +83,7 @@ def prepare(
     encoding: Encoding,
     bits: int,
     only: str | None,
+    speeds: str,
     skip_bad: bool,
     overwrite: bool,
     quiet: bool,
@@ -92,6 +100,10 @@ def prepare(
     from audiomamba.progress import FileBar
     from audiomamba.tokenizer import Tokenizer
 
+    try:
+        factors = [float(factor) for factor in speeds.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{speeds!r}: give numbers, such as 0.9,1,1.1") from None
     with FileBar(quiet=quiet) as bar:
         store = prepare_folder(
             directory,
@@ -99,15 +111,15 @@ def prepare(
             Tokenizer(encoding, bits),
             sample_rate=sample_rate,
             only=None if only is None else only.split(","),
+            speeds=factors,
             skip_bad=skip_bad,
             overwrite=overwrite,
             progress=bar.show,
         )
     for path, reason in store.skipped.items():
         click.echo(f"skipped {path}: {reason}", err=True)
-    for file in store.files():
-        if file.peak == 0:
-            click.echo(f"note: {file.path} is silent", err=True)
+    for silent in dict.fromkeys(file.path for file in store.files() if file.peak == 0):
+        click.echo(f"note: {silent} is silent", err=True)
     if not quiet:
         for split in SPLITS:
             files = store.files(split)

@@ -33,6 +33,7 @@ class TokenFile:
         samples: Its length in tokens.
         peak: Largest absolute sample before quantisation, 0 to 1; 0 is a silent file.
         sha256: Of the audio file.
+        speed: How many times as fast it was played; more than one copy of a file has each its own.
     """
 
     path: str
@@ -41,6 +42,7 @@ class TokenFile:
     samples: int
     peak: float
     sha256: str
+    speed: float = 1.0
 
 
 class TokenStore:
