@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from audiomamba.engine.cuda_compile import why_not_nvrtc
+from audiomamba.engine.cuda_compile import why_not_cuda
 from audiomamba.engine.engine import Engine, log_compiling, supports
 from audiomamba.engine.launches import LaunchedStreams
 from audiomamba.engine.place import Opened
@@ -52,25 +52,23 @@ def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
         return f"the model has {network.config.tokenizer.levels} levels, more than {LEVELS}"
     if engine == "triton":
         return why_not("triton", weight)
-    if weight.device.type != "cuda":
-        return f"the model is on {weight.device}; it needs an NVIDIA GPU"
-    return why_not_nvrtc()
+    return why_not_cuda(weight.device)
 
 
 def check_engine(network: WaveformModel, name: EngineName | None) -> EngineName:
     """Return the engine asked for, or chosen; raise ValueError if it cannot run the model.
 
-    A choice of PyTorch, the slow one, is logged as a warning, once for each reason, and one of
-    Triton as information.
+    A choice of PyTorch, the slow one, is logged as a warning, once for each reason; why a GPU has
+    not the fastest, as information.
     """
     if name is None:
         name = choose_engine(network)
         if name == "torch":
             on_cpu = network.embedding.weight.device.type == "cpu"
-            fast: EngineName = "numba" if on_cpu else "cuda"
+            fast: EngineName = "numba" if on_cpu else "triton"
             _warn_of_torch(fast, why_not_engine(fast, network) or "")
-        elif name == "triton":
-            _tell_of_triton(why_not_engine("cuda", network) or "")
+        if network.embedding.weight.device.type != "cpu" and name != "cuda":
+            _tell_of_cuda(why_not_engine("cuda", network) or "")
     if name not in get_args(EngineName):
         raise ValueError(f"engine is {name!r}; choose one of {', '.join(get_args(EngineName))}")
     reason = why_not_engine(name, network)
@@ -85,8 +83,8 @@ def _warn_of_torch(fast: EngineName, reason: str) -> None:
 
 
 @cache
-def _tell_of_triton(reason: str) -> None:
-    _log.info("the cuda engine cannot run: %s; Triton generates", reason)
+def _tell_of_cuda(reason: str) -> None:
+    _log.info("the cuda engine cannot run: %s", reason)
 
 
 def open_engine(

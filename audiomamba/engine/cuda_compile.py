@@ -21,19 +21,28 @@ MAX_DYNAMIC_SHARED_BYTES = 8  # of cuFuncSetAttribute
 
 
 @cache
-def why_not_nvrtc() -> str | None:
-    """Return why nothing can be compiled, or None if it can."""
+def why_not_cuda(device: torch.device) -> str | None:
+    """Return why nothing can be compiled for a device, or None if it can."""
+    if device.type != "cuda":
+        return f"the model is on {device}; it needs an NVIDIA GPU"
     if torch.version.cuda is None:
         return "this PyTorch is not for NVIDIA GPUs"
     try:
-        _nvrtc()
+        architecture_of(device)
     except OSError as error:
         return f"NVRTC, which comes with PyTorch, cannot be loaded: {error}"
+    except RuntimeError as error:
+        return str(error)
     return None
 
 
 def architecture_of(device: torch.device) -> str:
-    """Return what `compile_kernel` shall compile for: the device, or the newest before it."""
+    """Return what `compile_kernel` shall compile for: the device, or the newest before it.
+
+    Raises:
+        OSError: If NVRTC cannot be loaded.
+        RuntimeError: If the device is too old for it.
+    """
     nvrtc, count = _nvrtc(), ctypes.c_int()
     _check(nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)), "nvrtcGetNumSupportedArchs")
     known = (ctypes.c_int * count.value)()
@@ -42,7 +51,10 @@ def architecture_of(device: torch.device) -> str:
     number = 10 * major + minor
     if number in known:
         return f"sm_{number}"
-    return f"compute_{max(n for n in known if n < number)}"
+    older = [n for n in known if n < number]
+    if not older:
+        raise RuntimeError(f"NVRTC knows no GPU as old as {device}, of capability {major}.{minor}")
+    return f"compute_{max(older)}"
 
 
 @cache

@@ -107,4 +107,5 @@ def fours(numbers: NDArray[Any]) -> NDArray[Any]:
     fill = -1 if numbers.dtype.kind == "i" else 0
     out = np.full((chunks_of(count, 4) * 4, threads), fill, numbers.dtype)
     out[:count] = numbers
-    return out.reshape(-1, 4, threads).transpose(0, 2, 1)
+    dealt: NDArray[Any] = out.reshape(-1, 4, threads).transpose(0, 2, 1)
+    return dealt
