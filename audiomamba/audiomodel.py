@@ -87,7 +87,7 @@ class AudioModel:
 
     @property
     def engine(self) -> EngineName:
-        """What generates: "numba" (on a CPU), "triton" (on a GPU), "torch" (with attention)."""
+        """What generates: "numba" (a CPU), "cuda" or "triton" (a GPU), "torch" (with attention)."""
         return choose_engine(self.network)
 
     def warm_up(self, notify: Callable[[], None] | None = None) -> None:

@@ -1,9 +1,9 @@
 """How fast models speak, by every engine that runs here, one stream or thousands at a time.
 
-    python benchmarks/generate.py [--only MODEL ...] [--streams N ...] [--warps N ...]
+    python benchmarks/generate.py [--only MODEL ...] [--engines NAME ...] [--streams N ...]
     python benchmarks/generate.py --smoke                       # tiny, on the CPU
 
-A row of the part "kernel" is the Triton kernel alone, timed by events of the GPU: the median over
+A row of the part "kernel" is a kernel alone, timed by events of the GPU: the median over
 launches of whole frames of the centre. One of the part "engine" is `generate_streams` as a user
 calls it, prefill, copies and all. Real time is 62.5 us a sample at 16 kHz. "memory" is what PyTorch
 holds for a stream once it has made so many seconds. How long the CPU engine compiles is in
@@ -13,6 +13,7 @@ generate_cpu.py.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from torch import Tensor
 from audiomamba import checkpoint
 from audiomamba.config import ModelConfig, Tier, unet
 from audiomamba.engine.choice import why_not_engine
-from audiomamba.engine.triton_engine import Streams, TritonEngine
+from audiomamba.engine.streams import StreamEngine, Streams
 from audiomamba.files import replacing
 from audiomamba.generate import Job, generate_streams
 from audiomamba.models.waveform import WaveformModel
@@ -44,6 +45,8 @@ RESULTS = Path(__file__).parent / "results"
 REAL = Tier(mixer="s6")
 MODELS = ("piano", "sc09")  # the shipped model; the paper's SC09 shape, random weights
 TINY = unet(8, 1, (2,), Tier(mixer="lti", complex=True, d_state=4), Tier(d_state=4))
+ENGINES = ("cuda", "triton")
+WARPS = {"cuda": (8, 16), "triton": (4, 8)}
 STREAMS = (1, 8, 64, 132, 512, 4096)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAUNCHES = 3
@@ -79,12 +82,24 @@ def seconds(streams: Streams, tokens: Tensor) -> float:
     return float(first.elapsed_time(last)) / 1e3
 
 
+def build(engine: str, network: WaveformModel, dtype: torch.dtype, warps: int) -> StreamEngine:
+    if engine == "cuda":
+        from audiomamba.engine.cuda_engine import CudaEngine
+
+        return CudaEngine(network, dtype=dtype, threads=32 * warps)
+    from audiomamba.engine.triton_engine import TritonEngine
+
+    return TritonEngine(network, dtype=dtype, num_warps=warps)
+
+
 def kernel_rows(name: str, network: WaveformModel, flags: argparse.Namespace) -> Iterator[Row]:
-    """Time launches of the kernel."""
-    for dtype in DTYPES:
-        for warps in flags.warps:
-            engine = TritonEngine(network, dtype=DTYPES[dtype], num_warps=warps)
+    """Time launches of the kernels."""
+    for kind, dtype in itertools.product(flags.engines, DTYPES):
+        if why_not_engine(kind, network):
+            continue
+        for warps in flags.warps or WARPS[kind]:
             began = time.perf_counter()
+            engine = build(kind, network, DTYPES[dtype], warps)
             engine.start().run(torch.full((1, 1), -1, dtype=torch.int32, device=flags.device))
             compiled = time.perf_counter() - began
             for count in flags.streams:
@@ -97,7 +112,7 @@ def kernel_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
                 yield {
                     "part": "kernel",
                     "model": name,
-                    "engine": "triton",
+                    "engine": kind,
                     "weights": dtype,
                     "num_warps": warps,
                     "streams": count,
@@ -111,10 +126,10 @@ def kernel_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
 
 def engine_rows(name: str, network: WaveformModel, flags: argparse.Namespace) -> Iterator[Row]:
     """Time every engine as a user meets it, one stream and, of the fast ones, some."""
-    samples = {"triton": 16000, "torch": 64, "numba": 16000}
+    samples = {"cuda": 16000, "triton": 16000, "torch": 64, "numba": 16000}
+    many = 2 if flags.smoke else 64
     for engine, count in (
-        ("triton", 1),
-        ("triton", 2 if flags.smoke else 64),
+        *itertools.product(flags.engines, (1, many)),
         ("torch", 1),
         ("numba", 1),
     ):
@@ -145,7 +160,8 @@ def memory_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
     if flags.device != "cuda":
         return
     rate = network.config.sample_rate
-    engine = TritonEngine(network)
+    kind = next(kind for kind in flags.engines if not why_not_engine(kind, network))
+    engine = build(kind, network, torch.float32, WARPS[kind][-1])
     before = torch.cuda.memory_allocated()
     streams = engine.start(streams=64)
     tokens = torch.empty((64, rate // 8), dtype=torch.int32, device="cuda")
@@ -158,7 +174,7 @@ def memory_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
         yield {
             "part": "memory",
             "model": name,
-            "engine": "triton",
+            "engine": kind,
             "streams": 64,
             "seconds": length,
             "bytes_per_stream": held / 64,
@@ -167,17 +183,17 @@ def memory_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
 
 def plot(record: dict[str, Any], path: Path) -> None:
     """Draw samples a second of all streams together against their number, as a PNG."""
-    best: dict[tuple[str, str], dict[int, float]] = {}
+    best: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in record["rows"]:
         if row["part"] == "kernel":
-            line = best.setdefault((row["model"], row["weights"]), {})
+            line = best.setdefault((row["model"], row["engine"], row["weights"]), {})
             line[row["streams"]] = max(line.get(row["streams"], 0), row["samples_per_s"])
     if not best:
         return
     figure = figure_class()(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    for (model, weights), line in best.items():
-        axes.plot(*zip(*sorted(line.items()), strict=True), marker="o", label=f"{model}, {weights}")
+    for names, line in best.items():
+        axes.plot(*zip(*sorted(line.items()), strict=True), marker="o", label=", ".join(names))
     counts = sorted({count for line in best.values() for count in line})
     axes.plot(counts, [16000 * count for count in counts], "k--", label="real time for each")
     axes.set_xscale("log", base=2)
@@ -193,7 +209,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=MODELS, metavar="MODEL", default=MODELS)
     parser.add_argument("--streams", nargs="+", type=int, metavar="N", default=STREAMS)
-    parser.add_argument("--warps", nargs="+", type=int, metavar="N", default=(4, 8))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, metavar="NAME", default=ENGINES)
+    parser.add_argument("--warps", nargs="+", type=int, metavar="N", help="of a stream")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--smoke", action="store_true", help="tiny, on the CPU")
     flags = parser.parse_args()

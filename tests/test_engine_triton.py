@@ -1,242 +1,20 @@
+"""The Triton kernel alone; what it shares with the CUDA kernel is in test_engine_streams.py."""
+
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from audiomamba import checkpoint
-from audiomamba.config import ModelConfig, Tier
-from audiomamba.engine.choice import choose_engine
-from audiomamba.engine.engine import Engine
-from audiomamba.generate import Job, Made, generate_streams
-from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
-from audiomamba.state import leaves
-from audiomamba.tokenizer import Tokenizer
-from audiomamba_kernels.backend import INTERPRETED
 
 pytest.importorskip("triton")
 
 from audiomamba.engine.triton_engine import TritonEngine
-
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("Triton needs a GPU or its interpreter", allow_module_level=True)
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-S6 = Tier(mixer="s6", n_layers=1, d_state=6, d_conv=2)
-S6_COMPLEX = Tier(mixer="s6", complex=True, n_layers=2, d_state=6)
-LTI = Tier(mixer="lti", n_layers=1, d_state=5, d_conv=1)
-LTI_COMPLEX = Tier(mixer="lti", complex=True, n_layers=2, d_state=4, d_conv=3)
-S4 = Tier(mixer="s4", n_layers=1, d_state=6, expand=3)
-
-MODELS = {
-    "s6": (8, (S6, S6), (2,)),
-    "s6-complex": (5, (S6_COMPLEX,), ()),
-    "lti": (8, (LTI, LTI), (2,)),
-    "lti-complex": (10, (LTI_COMPLEX,), ()),
-    "s4": (7, (S4, S4), (2,)),
-    "mixed": (3, (LTI_COMPLEX, S4, S6_COMPLEX), (2, 3)),
-}
-CUT = Sampling(0.8, 20, 0.9)
-
-
-def make(name: str, bits: int = 5) -> WaveformModel:
-    """A model whose every parameter matters: none is left at 0 or 1."""
-    d_model, tiers, pools = MODELS[name]
-    torch.manual_seed(len(name))
-    config = ModelConfig(tokenizer=Tokenizer(bits=bits), d_model=d_model, tiers=tiers, pools=pools)
-    network = WaveformModel(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return network.eval().to(DEVICE)
-
-
-def start(network: WaveformModel, tile: int = 1024, **options: Any) -> Any:
-    """Streams of an engine that has `tile` numbers of a matrix in registers at once."""
-    engine = TritonEngine(network)
-    engine.tile = tile
-    return engine.start(**options)
-
-
-def tokens_of(streams: Iterable[Made]) -> dict[int, np.ndarray]:
-    return {made.index: made.tokens for made in streams}
-
-
-def draw(streams: Any, samples: int, *options: Any) -> np.ndarray:
-    tokens = torch.full((len(streams.logits), samples), -1, dtype=torch.int32, device=DEVICE)
-    streams.run(tokens, *options)
-    return tokens.cpu().numpy()
-
-
-@torch.inference_mode()
-def step_all(network: WaveformModel, tokens: np.ndarray) -> tuple[torch.Tensor, Any]:
-    """Logits of every token by the PyTorch step, (samples, levels), and the state at the end."""
-    state, rows = network.initial_state(1), []
-    previous = network.config.tokenizer.silence
-    for t, token in enumerate(tokens.tolist()):
-        given = torch.tensor([previous], device=DEVICE)
-        row, state = network.step(given, state, t % network.config.period)
-        rows.append(row[0])
-        previous = token
-    return torch.stack(rows), state
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_state_and_likelihood_equal_those_of_the_pytorch_step(name: str) -> None:
-    network = make(name)
-    levels = network.config.tokenizer.levels
-    tokens = np.random.default_rng(0).integers(0, levels, network.config.period + 2)
-    expected, state = step_all(network, tokens)
-    streams = start(network, tile=64)
-    streams.run(torch.from_numpy(tokens)[None].to(DEVICE, torch.int32))
-    scale = max(1.0, float(expected.abs().max()))
-    torch.testing.assert_close(streams.logits[0], expected[-1], rtol=0, atol=1e-5 * scale)
-    for mine, theirs in zip(streams.state(), leaves(state), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    nats = -torch.log_softmax(expected.double(), dim=-1)[range(len(tokens)), tokens].sum()
-    torch.testing.assert_close(streams.nats[0], nats, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_same_samples_as_on_a_cpu(name: str) -> None:
-    network = make(name)
-    samples = network.config.period + 1
-    made = draw(start(network, streams=2), samples, Sampling(), 2**64 - 5, 2**33 + 3)
-    engine = Engine(network)
-    for i, tokens in enumerate(made):
-        expected = np.full(samples, -1)
-        engine.start().run(expected, Sampling(), 2**64 - 5, 2**33 + 3 + i)
-        assert np.array_equal(tokens, expected)
-
-
-@pytest.mark.parametrize("length", [0, 1, 5], ids="prompt-{}".format)
-@pytest.mark.parametrize("sampling", [Sampling(0), CUT], ids=["greedy", "cut"])
-def test_all_engines_make_the_same(length: int, sampling: Sampling) -> None:
-    network = make("lti")
-    prompt = np.random.default_rng(1).integers(0, 32, length)
-    job = Job(samples=4, seed=3, sampling=sampling, prompt=prompt)
-    made = {
-        engine: tokens_of(generate_streams(network, job, num=2, first=4, engine=engine))
-        for engine in ("triton", "torch")
-    }
-    for index in (4, 5):
-        assert np.array_equal(made["triton"][index], made["torch"][index])
-        assert made["triton"][index].dtype == np.uint8
-
-
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(2, 3), Sampling(0.5, None, 0.3), CUT])
-def test_a_flat_distribution_is_cut_by_the_same_rules(sampling: Sampling) -> None:
-    network = make("lti")
-    with torch.no_grad():  # ties everywhere
-        network.head.weight.zero_()
-        network.head.bias.copy_(torch.arange(32) % 3)
-    made = draw(start(network, streams=2), 4, sampling, 7)
-    engine = Engine(network)
-    for i, tokens in enumerate(made):
-        expected = np.full(4, -1)
-        engine.start().run(expected, sampling, 7, i)
-        assert np.array_equal(tokens, expected)
-
-
-def test_a_stream_cut_anywhere_goes_on_as_the_whole() -> None:
-    network = make("lti")
-    whole = start(network, streams=2)
-    expected = draw(whole, 6, CUT, 1, 5)
-    streams = start(network, streams=2)
-    parts = [draw(streams, count, CUT, 1, 5) for count in (1, 0, 3)]
-    again = start(
-        network,
-        streams=2,
-        state=streams.state(),
-        position=streams.positions,
-        previous=int(parts[-1][0, -1]),
-    )
-    rest = draw(streams, 2, CUT, 1, 5)
-    assert np.array_equal(np.concatenate([*parts, rest], axis=1), expected)
-    assert np.array_equal(draw(again, 2, CUT, 1, 5)[0], expected[0, 4:])
-    assert streams.positions == whole.positions == [6, 6]
-    torch.testing.assert_close(streams.nats, whole.nats)
-
-
-def test_more_levels_are_cut_with_fewer_bits_at_once() -> None:
-    network = make("lti", bits=10)
-    made = draw(start(network), 3, CUT)
-    expected = np.full(3, -1)
-    Engine(network).start().run(expected, CUT)
-    assert np.array_equal(made[0], expected)
-    assert made.max() > 255
-
-
-def test_given_tokens_are_kept_and_the_rest_is_drawn() -> None:
-    network = make("lti")
-    free = draw(start(network), 8)
-    forced = torch.from_numpy(np.where(np.arange(8) % 3 == 0, free, -1)).to(DEVICE)
-    start(network).run(forced)
-    assert np.array_equal(forced.cpu(), free)
-
-
-def test_matrices_in_bfloat16_are_near() -> None:
-    network = make("s6")
-    tokens = torch.randint(0, 32, (1, 6), dtype=torch.int32, device=DEVICE)
-    exact, near = (
-        TritonEngine(network, dtype=dtype).start() for dtype in (torch.float32, torch.bfloat16)
-    )
-    exact.run(tokens)
-    near.run(tokens)
-    assert not torch.equal(near.logits, exact.logits)
-    torch.testing.assert_close(near.logits, exact.logits, rtol=0, atol=0.1)
-
-
-def test_weights_that_make_nan_are_reported_with_the_sample() -> None:
-    network = make("lti")
-    with torch.no_grad():
-        network.embedding.weight[20, 0] = float("nan")
-    streams = start(network)
-    tokens = torch.tensor([[1, 20, -1, -1]], dtype=torch.int32, device=DEVICE)
-    streams.run(tokens)
-    assert tokens.tolist() == [[1, 20, -1, -1]]
-    job = Job(samples=3, prompt=np.array([1, 20]))
-    with pytest.raises(ValueError, match="not finite at sample 2"):
-        tokens_of(generate_streams(network, job, engine="triton"))
-
-
-def test_what_cannot_run_is_refused() -> None:
-    network = make("lti")
-    engine = TritonEngine(network)
-    with pytest.raises(ValueError, match=r"dtype is torch\.float16"):
-        TritonEngine(network, dtype=torch.float16)
-    with pytest.raises(ValueError, match="8192 levels; the Triton engine at most 4096"):
-        TritonEngine(make("lti", bits=13))
-    with pytest.raises(ValueError, match="8192 levels"):
-        generate_streams(make("lti", bits=13), Job(samples=1), engine="triton")
-    with pytest.raises(ValueError, match="previous is 32"):
-        engine.start(previous=32)
-    with pytest.raises(ValueError, match="came where"):
-        engine.start(leaves(network.initial_state(3)), streams=2)
-    streams = engine.start(streams=2)
-    for tokens, match in (
-        (torch.zeros(1, 4, dtype=torch.int32), "shape"),
-        (torch.zeros(4, 2, dtype=torch.int32).T, "contiguous"),
-        (torch.zeros(2, 4, dtype=torch.int64), "int64"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            streams.run(tokens.to(DEVICE))
-
-
-def test_attention_is_refused() -> None:
-    tier = Tier(mixer="attention", n_heads=2, n_layers=1)
-    network = WaveformModel(ModelConfig(d_model=8, tiers=(tier,), pools=())).to(DEVICE)
-    with pytest.raises(ValueError, match="no attention; use 'torch'"):
-        generate_streams(network, Job(samples=1), engine="triton")
-
 
 # A process of its own: in this one, on a machine without a GPU, kernels are interpreted.
 COMPILE = """
@@ -274,51 +52,10 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here() -> None:
     subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)
 
 
-@pytest.fixture(scope="module")
-def piano() -> WaveformModel:
-    return checkpoint.load(checkpoint.find("piano")).eval().cuda()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(0.95, 100, 0.98)])
-def test_the_shipped_model_speaks_as_in_pytorch(piano: WaveformModel, sampling: Sampling) -> None:
-    assert choose_engine(piano) == "triton"
-    prompt = np.random.default_rng(0).integers(96, 160, 700)
-    job = Job(samples=300, seed=5, sampling=sampling, prompt=prompt)
-    made = tokens_of(generate_streams(piano, job, num=2))
-    expected = tokens_of(generate_streams(piano, job, num=2, engine="torch"))
-    for index in range(2):
-        # A number that falls on the edge between two levels, to rounding, may be drawn otherwise.
-        assert np.array_equal(made[index][:200], expected[index][:200])
-
-
-@pytest.mark.gpu
-def test_a_stream_does_not_depend_on_those_beside_it(piano: WaveformModel) -> None:
-    job = Job(samples=2500, seed=9)
-    together = tokens_of(generate_streams(piano, job, num=64))
-    for index in (0, 1, 63):
-        alone = tokens_of(generate_streams(piano, job, first=index))
-        assert np.array_equal(alone[index], together[index])
-
-
-@pytest.mark.gpu
-def test_likelihood_is_that_of_the_model_and_nearly_so_in_bfloat16(piano: WaveformModel) -> None:
-    engine = TritonEngine(piano)
-    streams = engine.start(streams=4)
-    tokens = torch.full((4, 4096), -1, dtype=torch.int32, device="cuda")
-    streams.run(tokens)
-    with torch.inference_mode():
-        expected = piano.nll(tokens.long()).double().mean(dim=1)
-    bits = 1 / (np.log(2) * tokens.shape[1])
-    torch.testing.assert_close(streams.nats * bits, expected, rtol=0, atol=1e-4)
-    near = TritonEngine(piano, dtype=torch.bfloat16).start(streams=4)
-    near.run(tokens)
-    assert float((near.nats - streams.nats).abs().max()) * bits < 0.002
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_warps", [8, 16])
-def test_any_count_of_warps_makes_the_same(piano: WaveformModel, num_warps: int) -> None:
+def test_any_count_of_warps_makes_the_same(num_warps: int) -> None:
+    piano = checkpoint.load(checkpoint.find("piano")).eval().cuda()
     tokens = torch.full((2, 3, 600), -1, dtype=torch.int32, device="cuda")
     for out, warps in zip(tokens, (4, num_warps), strict=True):
         TritonEngine(piano, num_warps=warps).start(streams=3).run(out, Sampling(0))

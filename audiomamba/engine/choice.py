@@ -5,33 +5,36 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from audiomamba.engine.cuda_compile import why_not_cuda
 from audiomamba.engine.engine import Engine, log_compiling, supports
+from audiomamba.engine.launches import LaunchedStreams
 from audiomamba.engine.place import Opened
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.engine.steps import ROWS, SteppedStreams
+from audiomamba.engine.streams import LEVELS, StreamEngine
 from audiomamba.engine.threads import ThreadedStreams
 from audiomamba.models.waveform import WaveformModel
 from audiomamba_kernels.backend import why_not
 
 _log = logging.getLogger(__name__)
 
-EngineName = Literal["numba", "triton", "torch"]
+EngineName = Literal["numba", "cuda", "triton", "torch"]
 
-TOGETHER = 1024  # streams of a launch of the Triton kernel, which need 0.3 MB each of a GPU
+TOGETHER = 1024  # streams of a launch of a kernel, which need 0.3 MB each of a GPU
 STEPPED_TOGETHER = ROWS  # of streams in PyTorch, which gains nothing from more
 SLOW_SECONDS = 1.0  # for what has been compiled before
 
 
 def choose_engine(network: WaveformModel) -> EngineName:
     """Return the fastest engine that can run this model where it is."""
-    names: tuple[EngineName, ...] = ("numba", "triton", "torch")
+    names: tuple[EngineName, ...] = get_args(EngineName)
     on_gpu = network.embedding.weight.device.type != "cpu"
     return next(name for name in names[on_gpu:] if why_not_engine(name, network) is None)
 
@@ -45,19 +48,18 @@ def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
         return "it has no attention"
     if engine == "numba":
         return None if weight.device.type == "cpu" else f"the model is on {weight.device}"
-    reason = why_not("triton", weight)
-    if reason is None:
-        from audiomamba.engine.triton_engine import LEVELS
-
-        if network.config.tokenizer.levels > LEVELS:
-            reason = f"the model has {network.config.tokenizer.levels} levels, more than {LEVELS}"
-    return reason
+    if network.config.tokenizer.levels > LEVELS:
+        return f"the model has {network.config.tokenizer.levels} levels, more than {LEVELS}"
+    if engine == "triton":
+        return why_not("triton", weight)
+    return why_not_cuda(weight.device)
 
 
 def check_engine(network: WaveformModel, name: EngineName | None) -> EngineName:
     """Return the engine asked for, or chosen; raise ValueError if it cannot run the model.
 
-    A choice of PyTorch, the slow one, is logged as a warning, once for each reason.
+    A choice of PyTorch, the slow one, is logged as a warning, once for each reason; why a GPU has
+    not the fastest, as information.
     """
     if name is None:
         name = choose_engine(network)
@@ -65,6 +67,8 @@ def check_engine(network: WaveformModel, name: EngineName | None) -> EngineName:
             on_cpu = network.embedding.weight.device.type == "cpu"
             fast: EngineName = "numba" if on_cpu else "triton"
             _warn_of_torch(fast, why_not_engine(fast, network) or "")
+        if network.embedding.weight.device.type != "cpu" and name != "cuda":
+            _tell_of_cuda(why_not_engine("cuda", network) or "")
     if name not in get_args(EngineName):
         raise ValueError(f"engine is {name!r}; choose one of {', '.join(get_args(EngineName))}")
     reason = why_not_engine(name, network)
@@ -78,6 +82,11 @@ def _warn_of_torch(fast: EngineName, reason: str) -> None:
     _log.warning("the %s engine cannot run: %s; PyTorch generates, slowly", fast, reason)
 
 
+@cache
+def _tell_of_cuda(reason: str) -> None:
+    _log.info("the cuda engine cannot run: %s", reason)
+
+
 def open_engine(
     network: WaveformModel,
     name: EngineName | None = None,
@@ -87,28 +96,36 @@ def open_engine(
 
     Args:
         network: In evaluation mode.
-        name: "numba" (one stream a CPU core), "triton" (a GPU), "torch" (any device and mixer, the
-            slow oracle), or None for `choose_engine`.
+        name: "numba" (one stream a CPU core), "cuda" (an NVIDIA GPU), "triton" (a GPU), "torch"
+            (any device and mixer, the slow oracle), or None for `choose_engine`.
         notify: Called once before code is compiled, which takes some 20 seconds; None logs.
 
     Raises:
         ValueError: If the engine cannot run the model.
     """
     name = check_engine(network, name)
+    on_gpu = network.embedding.weight.device.type != "cpu"
     if name == "numba":
         engine = Engine(network)
         engine.warm_up(notify)
         return Opened(partial(ThreadedStreams, engine), torch.get_num_threads())
-    if name == "triton":
-        from audiomamba.engine.launches import LaunchedStreams
-        from audiomamba.engine.triton_engine import TritonEngine
+    if name == "torch":
+        return Opened(partial(SteppedStreams, network), STEPPED_TOGETHER)
+    with _tell_if_slow(notify) if on_gpu else nullcontext():
+        opened = Opened(partial(LaunchedStreams, _stream_engine(network, name)), TOGETHER)
+        if on_gpu:  # else it is interpreted
+            read_prompt(network, opened, [np.zeros(network.config.period + 1, np.int64)])
+    return opened
 
-        opened = Opened(partial(LaunchedStreams, TritonEngine(network)), TOGETHER)
-        if network.embedding.weight.device.type != "cpu":  # else it is interpreted
-            with _tell_if_slow(notify):
-                read_prompt(network, opened, [np.zeros(network.config.period + 1, np.int64)])
-        return opened
-    return Opened(partial(SteppedStreams, network), STEPPED_TOGETHER)
+
+def _stream_engine(network: WaveformModel, name: EngineName) -> StreamEngine:
+    if name == "cuda":
+        from audiomamba.engine.cuda_engine import CudaEngine
+
+        return CudaEngine(network)
+    from audiomamba.engine.triton_engine import TritonEngine
+
+    return TritonEngine(network)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Streams of the Triton engine: a block of samples a launch, the next one under way."""
+"""Streams of an engine on a GPU: a block of samples a launch, the next one under way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audiomamba.engine.place import Blocks, Draw, Place, Tokens, joined, parted
-from audiomamba.engine.triton_engine import TritonEngine
+from audiomamba.engine.streams import StreamEngine
 
 BLOCK = 1024
 
@@ -18,7 +18,7 @@ BLOCK = 1024
 class LaunchedStreams:
     """See `Running`."""
 
-    def __init__(self, engine: TritonEngine, places: Sequence[Place], draw: Draw) -> None:
+    def __init__(self, engine: StreamEngine, places: Sequence[Place], draw: Draw) -> None:
         self._draw = draw
         self._streams = engine.start(
             joined(places),

@@ -1,0 +1,84 @@
+"""A model made ready for the CUDA kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from audiomamba.engine.cuda_compile import Kernel, architecture_of, compile_kernel
+from audiomamba.engine.cuda_plan import plan_cuda
+from audiomamba.engine.streams import StreamEngine
+from audiomamba.models.waveform import WaveformModel
+from audiomamba_kernels.backend import on_device
+
+THREADS = (64, 128, 256, 512, 1024)
+
+
+class CudaEngine(StreamEngine):
+    """A copy of a model's weights as the kernel wants them, for any number of streams.
+
+    Args:
+        network: Its device, an NVIDIA GPU, is where streams run.
+        dtype: Of the matrices, torch.float32 or torch.bfloat16. Everything else is float32.
+        threads: Of a stream, one of THREADS. Fewer let more streams share a multiprocessor.
+
+    Raises:
+        ValueError: As `StreamEngine`, or if threads is another.
+        RuntimeError: If the kernel cannot be compiled or loaded.
+    """
+
+    def __init__(
+        self,
+        network: WaveformModel,
+        *,
+        dtype: torch.dtype = torch.float32,
+        threads: int = 512,
+    ) -> None:
+        super().__init__(network, dtype)
+        if threads not in THREADS:
+            raise ValueError(f"threads is {threads}; choose one of {THREADS}")
+        narrow = dtype == torch.bfloat16
+        self.plan = plan_cuda(self.layout, narrow=narrow, threads=threads)
+        self.stream = self.plan.stream.to(self.device)
+        self.vectors = self.plan.vectors.to(self.device)
+        self.order = self.plan.order.to(self.device)
+        code = compile_kernel(self.plan.header, architecture_of(self.device))
+        with on_device(self.vectors):
+            self.kernel = Kernel(code, self.plan.shared_bytes)
+
+    def launch(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        nats: Tensor,
+        logits: Tensor,
+        state: Tensor,
+        options: Tensor,
+    ) -> None:
+        """See `StreamEngine.launch`."""
+        arguments = (
+            *(tokens, rows, nats, logits, state, self.stream, self.vectors, options),
+            tokens.shape[1],
+        )
+        self.kernel.launch(len(tokens), self.plan.threads, arguments)
+
+    def from_layout(self, flat: Tensor) -> Tensor:
+        """Return flat states of `Layout` (streams, numbers) as the kernel has them."""
+        return to_kernel(self.order, flat)
+
+    def to_layout(self, state: Tensor) -> Tensor:
+        """Undo `from_layout`."""
+        return to_layout(self.order, state, self.layout.state_size)
+
+
+def to_kernel(order: Tensor, flat: Tensor) -> Tensor:
+    """Return flat states (streams, numbers) in the order of `CudaPlan`, with zeros for none."""
+    padded = torch.cat([flat, flat.new_zeros(len(flat), 1)], dim=1)
+    return padded[:, order]
+
+
+def to_layout(order: Tensor, state: Tensor, size: int) -> Tensor:
+    """Undo `to_kernel`; size is the count of numbers of a flat state."""
+    flat = state.new_zeros(len(state), size)
+    flat[:, order[order >= 0]] = state[:, order >= 0]
+    return flat

@@ -1,0 +1,136 @@
+"""The CUDA kernel alone; what it shares with the Triton kernel is in test_engine_streams.py."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from audiomamba import checkpoint
+from audiomamba.config import ModelConfig, Tier, unet
+from audiomamba.engine import choice, cuda_compile
+from audiomamba.engine.cuda_compile import compile_kernel, why_not_cuda
+from audiomamba.engine.cuda_engine import CudaEngine, to_kernel, to_layout
+from audiomamba.engine.cuda_plan import plan_cuda
+from audiomamba.engine.cuda_products import choose_product, lanes_of
+from audiomamba.engine.layout import Layout
+from audiomamba.models.waveform import WaveformModel
+from audiomamba.sampling import Sampling
+from tests.cuda_on_cpu import emulate
+
+REAL = Tier(mixer="s6")
+WIDE = {
+    "s6": unet(48, 2, (2,), REAL, Tier(mixer="s6", d_state=32)),
+    "complex": unet(32, 1, (2,), Tier(complex=True, d_conv=6), Tier(mixer="s4", d_state=32)),
+    "lti": unet(80, 1, (), REAL, Tier(mixer="lti", complex=True)),
+}
+
+
+def network_of(config: ModelConfig) -> WaveformModel:
+    network = WaveformModel(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return network.eval()
+
+
+@pytest.mark.parametrize("outputs", [1, 5, 36, 64, 500, 3000])
+@pytest.mark.parametrize("threads", [64, 512])
+def test_every_weight_is_dealt_to_one_thread(outputs: int, threads: int) -> None:
+    for inputs in (3, 64, 250):
+        product = choose_product(inputs, outputs, threads)
+        matrix = np.arange(1, inputs * outputs + 1, dtype=np.float32).reshape(inputs, outputs)
+        dealt = product.deal(matrix, product.outputs_of())
+        assert dealt.shape == (product.steps * product.rows, threads, 4)
+        assert np.array_equal(np.sort(dealt[dealt > 0]), matrix.reshape(-1))
+
+
+def test_lanes_of_a_channel_are_a_power_of_two_within_a_warp() -> None:
+    assert [lanes_of(channels, 512) for channels in (1, 6, 100, 128, 512, 4000)] == [
+        *(32, 32, 4, 4, 1, 1)
+    ]
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_state_goes_to_the_kernel_and_back(name: str) -> None:
+    layout = Layout(network_of(WIDE[name]))
+    plan = plan_cuda(layout, narrow=False, threads=128)
+    flat = torch.zeros(2, layout.state_size)
+    for leaf in layout.leaves:
+        flat[:, leaf.at : leaf.at + leaf.size] = torch.randn(2, leaf.size)
+    state = to_kernel(plan.order, flat)
+    assert (state[:, plan.order < 0] == 0).all()
+    assert torch.equal(to_layout(plan.order, state, layout.state_size), flat)
+
+
+@pytest.mark.parametrize("threads", [64, 256])
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_models_are_dealt_to_any_count_of_threads(
+    name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        emulate(monkeypatch)
+    network = network_of(WIDE[name]).to(device)
+    tokens = torch.randint(0, 256, (1, 5), device=device)
+    with torch.inference_mode():
+        expected = network.nll(tokens)[0].double().sum() * np.log(2)
+    streams = CudaEngine(network, threads=threads).start()
+    streams.run(tokens.int())
+    torch.testing.assert_close(streams.nats[0], expected, rtol=1e-5, atol=0)
+
+
+def test_threads_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="threads is 96"):
+        CudaEngine(network_of(WIDE["s6"]), threads=96)
+
+
+def nvrtc_or_skip() -> None:
+    try:
+        cuda_compile._nvrtc()
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "compute_80"])
+def test_the_kernel_compiles_for_gpus_that_are_not_here(architecture: str) -> None:
+    nvrtc_or_skip()
+    layout = Layout(WaveformModel(unet(64, 2, (4,), REAL, Tier(mixer="s4"))))
+    plan = plan_cuda(layout, narrow=architecture == "sm_90", threads=512)
+    code = compile_kernel(plan.header, architecture)
+    assert code.startswith(b"\x7fELF") == architecture.startswith("sm")
+    assert plan.shared_bytes <= 48 * 1024
+
+
+def test_a_kernel_that_does_not_compile_says_why() -> None:
+    nvrtc_or_skip()
+    with pytest.raises(RuntimeError, match=r"cannot be compiled:(.|\n)*LEVELS"):
+        compile_kernel("constexpr int THREADS = 64;", "sm_90")
+
+
+def test_where_it_cannot_run_triton_does_and_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert why_not_cuda(torch.device("cpu")) == "the model is on cpu; it needs an NVIDIA GPU"
+    with torch.device("meta"):  # stands for a GPU
+        network = WaveformModel(ModelConfig())
+    monkeypatch.setattr(choice, "why_not", lambda backend, x: None)
+    monkeypatch.setattr(choice, "why_not_cuda", lambda device: "NVRTC is lost")
+    choice._tell_of_cuda.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert [choice.check_engine(network, None) for _ in range(2)] == ["triton"] * 2
+    assert caplog.messages == ["the cuda engine cannot run: NVRTC is lost"]
+    monkeypatch.setattr(choice, "why_not_cuda", lambda device: None)
+    assert choice.check_engine(network, None) == "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threads", [128, 256, 1024])
+def test_any_count_of_threads_makes_the_same(threads: int) -> None:
+    piano = checkpoint.load(checkpoint.find("piano")).eval().cuda()
+    tokens = torch.full((2, 3, 600), -1, dtype=torch.int32, device="cuda")
+    for out, count in zip(tokens, (512, threads), strict=True):
+        CudaEngine(piano, threads=count).start(streams=3).run(out, Sampling(0))
+    assert torch.equal(tokens[0, :, :100], tokens[1, :, :100])
