@@ -32,7 +32,7 @@ class CudaEngine(StreamEngine):
         network: WaveformModel,
         *,
         dtype: torch.dtype = torch.float32,
-        threads: int = 512,
+        threads: int = 256,
     ) -> None:
         super().__init__(network, dtype)
         if threads not in THREADS:
