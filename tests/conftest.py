@@ -11,6 +11,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Of what tests start: threads that wait for each other are busy, and every core has a process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if importlib.util.find_spec("triton") is not None:
     from tests.interpreter import mend, watch
@@ -23,6 +25,12 @@ if importlib.util.find_spec("triton") is not None:
 def _seeded() -> None:
     """Give every test the same random tensors, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Whatever the test before it asked for."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
