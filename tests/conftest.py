@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def _freed_memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None
         torch.cuda.empty_cache()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[Any]) -> Iterator[None]:
     for item in items:
         item.add_marker(
             pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
@@ -63,3 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
         elif not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    yield
+    for item in items:
+        # xdist has put the group into the name; pytest 9.2 keeps that elsewhere.
+        if hasattr(item, "_id") and hasattr(item, "_nodeid"):
+            item._id = type(item._id).parse(item._nodeid)

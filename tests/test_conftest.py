@@ -1,11 +1,18 @@
-"""Tests run as conftest.py says: on one thread."""
+"""Tests run as conftest.py says: a file in one process, on one thread."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
+import pytest
 import torch
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there is one process")
+def test_xdist_reads_the_group_of_a_test(request: pytest.FixtureRequest) -> None:
+    assert request.node.nodeid.endswith("@test_conftest.py")
 
 
 def test_tests_and_what_they_start_use_one_thread() -> None:
