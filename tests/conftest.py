@@ -58,10 +58,11 @@ def pytest_collection_modifyitems(items: list[Any]) -> Iterator[None]:
             pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
         )
         if "gpu" not in item.keywords:
-            # A file is one process's: what its first test compiles, the others find. Layers and
-            # models compile the same.
-            folder = item.path.parent.name
-            group = "networks" if folder in ("layers", "models") else item.path.name
+            # A file is one process's: what its first test compiles, the others find. Layers, models
+            # and what stands for mamba_ssm compile the same.
+            name = item.path.name
+            same = item.path.parent.name in ("layers", "models") or name == "test_mamba_ssm.py"
+            group = "networks" if same else name
             item.add_marker(pytest.mark.xdist_group(group))
         elif not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
