@@ -50,10 +50,10 @@ def call(command: str) -> None:
 
 
 def short(command: str) -> str:
-    """Ask for half a second, whatever the command asks for and whoever listens."""
+    """Ask for a tenth of a second, whatever the command asks for and whoever listens."""
     command = command.split(" | ")[0]
     command = re.sub(r" --seconds \S+", "", command)
-    return f"{command} --seconds 0.5" if command.startswith("audiomamba generate") else command
+    return f"{command} --seconds 0.1" if command.startswith("audiomamba generate") else command
 
 
 @pytest.fixture(scope="module")
