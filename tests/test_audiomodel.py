@@ -84,6 +84,7 @@ def test_closing_what_generate_each_gives_stops_the_work(
 
     monkeypatch.setattr(Engine, "start", counted)
     monkeypatch.setattr(audiomodel, "generate_streams", kept)
+    torch.set_num_threads(2)
     before = threading.active_count()
     sounds = model.generate_each(samples=20_000, num=24)
     next(sounds)

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 from audiomamba.provenance import commit
 
@@ -27,10 +26,7 @@ def benchmark() -> Iterator[ModuleType]:
     assert spec.loader is not None
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield module
-    torch.set_num_threads(threads)
     del sys.modules[spec.name]
 
 

@@ -61,8 +61,11 @@ def test_both_engines_make_the_same(
         assert np.array_equal(compiled[index], stepped[index])
 
 
-@pytest.mark.parametrize("engine", ["numba", "torch"])
-def test_a_stream_depends_on_seed_and_index_alone(network: WaveformModel, engine: str) -> None:
+@pytest.mark.parametrize(("engine", "threads"), [("numba", 1), ("numba", 2), ("torch", 1)])
+def test_a_stream_depends_on_seed_and_index_alone(
+    network: WaveformModel, engine: str, threads: int
+) -> None:
+    torch.set_num_threads(threads)
     job = Job(samples=40, seed=9)
     together = make(network, job, num=3, engine=engine)
     assert sorted(together) == [0, 1, 2]
@@ -125,6 +128,7 @@ def test_progress_counts_every_sample(network: WaveformModel, engine: str) -> No
 
 
 def test_closing_the_iterator_stops_the_work(network: WaveformModel) -> None:
+    torch.set_num_threads(2)
     before = threading.active_count()
     streams = generate_streams(network, Job(samples=5000), num=1000)
     next(iter(streams))

@@ -46,6 +46,7 @@ def tone(samples: int) -> np.ndarray:
 
 def test_blocks_are_what_generate_makes(model: AudioModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiomamba.engine.threads.BLOCK", 16)
+    torch.set_num_threads(2)
     whole = model.generate(samples=70, num=3, **OPTIONS)
     blocks = list(model.stream(samples=70, num=3, **OPTIONS))
     assert len(blocks) > 1
@@ -55,6 +56,7 @@ def test_blocks_are_what_generate_makes(model: AudioModel, monkeypatch: pytest.M
 
 
 def test_a_stream_without_an_end_stops_when_it_is_closed(model: AudioModel) -> None:
+    torch.set_num_threads(2)
     before = threading.active_count()
     stream = model.stream(num=2)
     begun = np.concatenate([next(stream), next(stream)], axis=1)

@@ -124,10 +124,8 @@ def test_a_row_of_many_blocks(steps: int, reverse: bool) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_batch_of_many_tasks(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "SLICE", 100)
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     check_kernel(causal_conv1d, "cpu", inputs(50, channels=7), torch.float64)
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])

@@ -6,11 +6,13 @@ A file that defines kernels, functions under @triton.jit named `..._kernel`, has
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,24 +23,32 @@ DEFINED = {
     if (names := re.findall(r"@triton\.jit[^\n]*\ndef (\w+_kernel)\(", path.read_text("utf-8")))
 }
 
-# A process of its own: in this one, on a machine without a GPU, kernels are interpreted.
+# One process for all, and not this one: here, on a machine without a GPU, kernels are interpreted.
 COMPILE = """
-import importlib, sys
+import importlib, json, sys, traceback
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-module = importlib.import_module(sys.argv[1])
-seen = []
-for kernel, signature, constexprs, num_warps in module.compile_cases():
-    first = kernel not in seen
-    seen.append(kernel)
-    signature = {**signature, **dict.fromkeys(constexprs, "constexpr")}
-    signature = {name: signature[name] for name in kernel.arg_names}
-    for capability in (80, 90) if first else (90,):
-        source = ASTSource(kernel, signature, constexprs)
-        target = GPUTarget("cuda", capability, 32)
-        assert compile(source, target=target, options={"num_warps": num_warps}).asm["cubin"]
-        print(kernel.__name__, f"sm_{capability}")
+def built(module):
+    seen = []
+    for kernel, signature, constexprs, num_warps in module.compile_cases():
+        first = kernel not in seen
+        seen.append(kernel)
+        signature = {**signature, **dict.fromkeys(constexprs, "constexpr")}
+        signature = {name: signature[name] for name in kernel.arg_names}
+        for capability in (80, 90) if first else (90,):
+            source = ASTSource(kernel, signature, constexprs)
+            target = GPUTarget("cuda", capability, 32)
+            assert compile(source, target=target, options={"num_warps": num_warps}).asm["cubin"]
+            yield f"{kernel.__name__} sm_{capability}"
+
+said = {}
+for name in sys.argv[1:]:
+    try:
+        said[name] = list(built(importlib.import_module(name)))
+    except Exception:
+        said[name] = traceback.format_exc()
+print(json.dumps(said))
 """
 
 # The kernels of the time-invariant scan whose tiles hold the state twice, at its largest.
@@ -83,12 +93,19 @@ def run(script: str, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    """Return by module what was compiled, or why it was not."""
+    said: dict[str, Any] = json.loads(run(COMPILE, *DEFINED)[-1])
+    return said
+
+
 @LINUX
 @pytest.mark.parametrize("module", DEFINED)
-def test_kernels_compile_for_ampere_and_hopper(module: str) -> None:
-    lines = run(COMPILE, module)
+def test_kernels_compile_for_ampere_and_hopper(module: str, compiled: dict[str, Any]) -> None:
+    assert isinstance(compiled[module], list), compiled[module]
     for name in DEFINED[module]:
-        assert {f"{name} sm_80", f"{name} sm_90"} <= set(lines)
+        assert {f"{name} sm_80", f"{name} sm_90"} <= set(compiled[module])
 
 
 @LINUX

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,6 @@ CASES = covering(
         "layout": ("contiguous", "transposed", "strided"),
     }
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small operations of the reference wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
@@ -110,7 +100,6 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     monkeypatch.setattr(cpu, "SLICE", 1)
     tensors = single(inputs(3 * CHUNK, channels=4 * WIDTH + 3, complex=complex))
-    torch.set_num_threads(1)
     alone = run(tensors)
     for threads in (2, 3):
         torch.set_num_threads(threads)

@@ -1,21 +1,12 @@
-"""Tokens to train on, and one thread to do it, so that processes side by side are not slowed."""
+"""Tokens to train on."""
 
 import numpy as np
 import pytest
-import torch
 
 from audiomamba.data.tokens import INDEX, TOKENS, TokenFile, write_index
 from audiomamba.tokenizer import Tokenizer
 
 LENGTHS = {"train": (700, 333, 900), "validation": (301, 150), "test": (200,)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,6 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(data, tmp_path):
 import sys
 sys.path[:0] = {sys.path!r}
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 torch.set_num_threads(1)
 from audiomamba.config import ModelConfig
 from audiomamba.train import train
