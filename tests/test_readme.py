@@ -232,6 +232,28 @@ def test_where_the_peer_is_faster_is_said() -> None:
     assert peaks in README
 
 
+def test_the_figures_of_recipes_are_those_in_the_results() -> None:
+    results = ROOT / "recipes" / "results"
+    page = (results / "README.md").read_text("utf-8")
+    for pair in ("s4-mha", "s4-s4", "s4-mamba", "mamba-mha", "mamba-s4", "mamba-mamba"):
+        result = json.loads((results / f"sc09_{pair}.json").read_text())
+        assert (result["preset"], result["steps"]) == (pair, 600)
+        words = {"s4": "S4 + MLP", "mamba": "Mamba", "mha": "attention"}
+        cells = [*(words[name] for name in pair.split("-"))]
+        bits = f"{result['test_bits_per_sample']:.3f}"
+        assert f"| {' | '.join([*cells, bits])} |" in README
+        line = next(x for x in page.splitlines() if f"sc09_{pair}.json" in x)
+        assert f" {bits} " in line
+    for seed in range(3):
+        name = "induction_heads_mamba" + (f"_seed{seed}" if seed else "")
+        result = json.loads((results / f"{name}.json").read_text())
+        assert (result["seed"], result["steps"]) == (seed, 24576)
+        score = {test["length"]: test["accuracy"] for test in result["test"]}
+        lengths = (256, 4096, 8192, 16384, 65536, 262144, 1048576)
+        cells = [f"seed {seed}", *(f"{score[length]:.1f}" for length in lengths)]
+        assert f"| {' | '.join(cells)} |" in README
+
+
 def test_the_figures_of_training_are_those_in_the_results() -> None:
     results = ROOT / "benchmarks" / "results"
     for devices, suffix in ((1, ""), (2, "_x2")):
