@@ -5,9 +5,8 @@
 
 A row of the part "kernel" is a kernel alone, timed by events of the GPU: the median over
 launches of whole frames of the centre. One of the part "engine" is `generate_streams` as a user
-calls it, prefill, copies and all. Real time is 62.5 us a sample at 16 kHz. "memory" is what PyTorch
-holds for a stream once it has made so many seconds. How long the CPU engine compiles is in
-generate_cpu.py.
+calls it, prefill, copies and all. Real time is 62.5 us a sample at 16 kHz. How long the CPU
+engine compiles is in generate_cpu.py, what a stream holds in memory.py.
 """
 
 from __future__ import annotations
@@ -155,32 +154,6 @@ def engine_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
     network.to(flags.device)
 
 
-def memory_rows(name: str, network: WaveformModel, flags: argparse.Namespace) -> Iterator[Row]:
-    """Measure what a stream holds as it grows longer."""
-    if flags.device != "cuda":
-        return
-    rate = network.config.sample_rate
-    kind = next(kind for kind in flags.engines if not why_not_engine(kind, network))
-    engine = build(kind, network, torch.float32, WARPS[kind][-1])
-    before = torch.cuda.memory_allocated()
-    streams = engine.start(streams=64)
-    tokens = torch.empty((64, rate // 8), dtype=torch.int32, device="cuda")
-    made = 0
-    for length in (1, 10):
-        while made < length * rate:
-            seconds(streams, tokens)
-            made += tokens.shape[1]
-        held = torch.cuda.memory_allocated() - before - tokens.nbytes
-        yield {
-            "part": "memory",
-            "model": name,
-            "engine": kind,
-            "streams": 64,
-            "seconds": length,
-            "bytes_per_stream": held / 64,
-        }
-
-
 def plot(record: dict[str, Any], path: Path) -> None:
     """Draw samples a second of all streams together against their number, as a PNG."""
     best: dict[tuple[str, str, str], dict[int, float]] = {}
@@ -240,7 +213,7 @@ def main() -> None:
 
     for name in flags.only:
         network = load(name, flags.device)
-        for measure in (kernel_rows, memory_rows, engine_rows):
+        for measure in (kernel_rows, engine_rows):
             try:
                 for row in measure(name, network, flags):
                     record["rows"].append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,18 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_memory_is_measured_as_a_stream_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--seconds", "0.01", "0.1", "--streams", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["memory.py", *options])
+    runpy.run_path(str(ROOT / "benchmarks" / "memory.py"), run_name="__main__")
+    (path,) = tmp_path.glob("memory_piano_*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["seconds"] for row in rows] == [0.01, 0.1]
+    assert all(abs(row["bytes_per_stream"]) < 2**30 for row in rows)
 
 
 @pytest.mark.slow
