@@ -45,7 +45,7 @@ REAL = Tier(mixer="s6")
 MODELS = ("piano", "sc09")  # the shipped model; the paper's SC09 shape, random weights
 TINY = unet(8, 1, (2,), Tier(mixer="lti", complex=True, d_state=4), Tier(d_state=4))
 ENGINES = ("cuda", "triton")
-WARPS = {"cuda": (4, 8), "triton": (4, 8)}
+WARPS = {"cuda": (4, 8, 16), "triton": (4,)}
 STREAMS = (1, 8, 64, 132, 512, 4096)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAUNCHES = 3
