@@ -36,6 +36,7 @@ class StandIn:
     weights_sha256 = "0123"
     temperature = 0.75
     engine = "numba"
+    weights = None
     nll_bits = 2.5
     bits = (4.0, 2.0, 3.0)
     slow_to_compile = False
@@ -81,7 +82,7 @@ def noise(samples: int, *seed: int) -> np.ndarray:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn()
-    monkeypatch.setitem(audiomamba.__dict__, "load", lambda name, device: stand_in)
+    monkeypatch.setitem(audiomamba.__dict__, "load", lambda name, **options: stand_in)
     return stand_in
 
 
@@ -139,6 +140,7 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
         "top_p": None,
         "prompt": None,
         "engine": "numba",
+        "weights": "float32",
         "device": "cpu",
     }
     assert sorted(p.name for p in path.parent.iterdir()) == ["stand-in_7_0.json", path.name]
@@ -181,10 +183,10 @@ def test_every_option_reaches_the_model(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = StandIn()
-    loaded: list[tuple[str, str]] = []
+    loaded: list[tuple[str, str, str]] = []
 
-    def load(name: str, device: str) -> StandIn:
-        loaded.append((name, device))
+    def load(name: str, device: str, weights: str) -> StandIn:
+        loaded.append((name, device, weights))
         return model
 
     monkeypatch.setitem(audiomamba.__dict__, "load", load)
@@ -192,9 +194,10 @@ def test_every_option_reaches_the_model(
         *("generate", "--seconds", 0.01, "--num", 2, "--output_dir", tmp_path, "--seed", 3),
         *("--temperature", 0.9, "--top-k", 5, "--top-p", 0.8, "--format", "flac"),
         *("-m", "some/where", "--device", "cuda:1", "--batch-size", 7),
+        *("--weights", "bfloat16"),
     )
     assert code == 0
-    assert loaded == [("some/where", "cuda:1")]
+    assert loaded == [("some/where", "cuda:1", "bfloat16")]
     assert model.calls == [
         {
             "samples": 160,
@@ -573,7 +576,7 @@ def test_ctrl_c_keeps_what_is_finished(run: Run, model: StandIn, tmp_path: Path)
 
 
 def test_ctrl_c_while_loading_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, device: str) -> None:
+    def load(name: str, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(audiomamba.__dict__, "load", load)
@@ -600,7 +603,7 @@ def test_ctrl_c_while_loading_exits_130(run: Run, monkeypatch: pytest.MonkeyPatc
 def test_an_error_is_one_line_unless_debugging(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, line: str
 ) -> None:
-    def load(name: str, device: str) -> None:
+    def load(name: str, **options: Any) -> None:
         raise error
 
     monkeypatch.setitem(audiomamba.__dict__, "load", load)

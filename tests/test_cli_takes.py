@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import audiomamba
 from audiomamba import audio, checkpoint, gallery
@@ -129,6 +131,23 @@ def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) ->
     code, _, err = run("--resume", state)
     assert (code, err.count("\n")) == (1, 1)
     assert "is damaged or holds no saved streams" in err
+
+
+def test_weights_that_the_engine_has_not_are_one_line(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("--weights", "bfloat16")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "the numba engine, which runs here, has float32 alone; ask for float32" in err
+    run("--seconds", 0.01, "--save-state")
+    state = tmp_path / "small_1_0.safetensors"
+    assert run("--seconds", 0.01, "--resume", state, "--weights", "float32")[0] == 0
+    with safe_open(state, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads(file.metadata()["facts"]) | {"weights": "bfloat16"}
+        metadata = file.metadata() | {"facts": json.dumps(facts)}
+    save_file(tensors, state, metadata)
+    code, _, err = run("--seconds", 0.01, "--resume", state, "--overwrite")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "weights is 'bfloat16', but the numba engine" in err
 
 
 def test_a_stream_is_the_samples_of_the_file(

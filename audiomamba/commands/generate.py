@@ -55,7 +55,7 @@ def generate(**given: Any) -> None:
         output.check_page(gallery, overwrite=flags.overwrite)
     if flags.prompt is not None:
         audio.check(flags.prompt)
-    model = audiomamba.load(flags.name, device=flags.device)
+    model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
     order = _plan(model, flags)
     if flags.stream:
         if order.num > 1:
@@ -143,6 +143,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         **order.sampling,
         "prompt": None,
         "engine": model.engine,
+        "weights": model.weights or "float32",
         "device": flags.device,
     }
     return replace(order, record={**record, **order.record})
@@ -156,6 +157,7 @@ def _resumed(order: Order, path: Path) -> Order:
     from audiomamba.files import sha256
 
     begin = saved.read(path, order.model.network)
+    order.model.weights = order.model.weights or begin.weights
     return replace(
         order,
         num=len(begin.places),

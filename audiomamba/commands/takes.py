@@ -215,5 +215,6 @@ def _save_state(order: Order, take: Take, path: Path) -> None:
     if order.resumed is not None:
         nats += order.resumed.nats[take.index - order.first]
         made += order.resumed.made
-    now = saved.Saved(draw=draw, places=[take.place], made=made, nats=[nats])
+    weights = order.model.weights or "float32"
+    now = saved.Saved(draw=draw, places=[take.place], made=made, nats=[nats], weights=weights)
     saved.write(path, order.model.network, now)
