@@ -39,7 +39,7 @@ from audiomamba.sampling import Sampling
 from audiomamba.saved import Saved
 from audiomamba.session import Session, Take
 from audiomamba.tokenizer import Tokenizer
-from audiomamba.waveform import check_waveform
+from audiomamba.waveform import as_floats, check_waveform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -358,7 +358,7 @@ class AudioModel:
 
     @torch.no_grad()
     def extract_features(
-        self, waveform: Waveform | Tensor, lengths: Tensor | None = None
+        self, waveform: Waveform | Tensor, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return what each block of the network makes of waveforms.
 
@@ -374,12 +374,12 @@ class AudioModel:
             frames (batch,) for each block, without gradient.
 
         Raises:
-            ValueError: If a shape, a length or a sample is none.
+            ValueError: If a type, a shape, a length or a sample is none.
         """
-        tokens = encode_rows(self.tokenizer, torch.as_tensor(waveform), lengths).to(self.device)
-        return self.network.extract_features(
-            tokens, None if lengths is None else lengths.to(self.device)
-        )
+        rows = torch.from_numpy(as_floats(waveform, "the waveform"))
+        lengths = None if lengths is None else torch.as_tensor(lengths, device=self.device)
+        tokens = encode_rows(self.tokenizer, rows.to(self.device), lengths)
+        return self.network.extract_features(tokens, lengths)
 
     def save(self, directory: str | Path) -> None:
         """Write a folder that `load` reads: config.json and model.safetensors, in float32."""

@@ -334,6 +334,12 @@ class MambaEncoder(nn.Module):
                 f"features are {features.dtype} of shape {tuple(features.shape)}; they must be "
                 f"floating point, (batch, time, d_input = {wanted})"
             )
+        weights = next(self.parameters()).dtype
+        if features.dtype != weights and not torch.is_autocast_enabled(features.device.type):
+            raise ValueError(
+                f"features are {features.dtype} and the encoder is {weights}; convert them, "
+                f"features.to({weights}), or let torch.autocast do it"
+            )
 
 
 def windows(
