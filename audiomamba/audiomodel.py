@@ -211,7 +211,7 @@ class AudioModel:
             prompt=prompt,
             progress=progress,
         )
-        made = {take.index: take.waveform for take in each}  # not their places: a GPU's memory
+        made = {take.index: take.waveform for take in each}  # not their places, which are large
         news = [made[index] for index in sorted(made)]
         if prompt is None:
             return np.stack(news)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -180,11 +180,10 @@ def start_fitting(
 
 def _start(opened: Opened, places: Sequence[Place], draw: Draw) -> Running | None:
     """Begin streams, or return None if they do not fit into memory."""
-    try:
+    with suppress(torch.OutOfMemoryError):
         return opened.start(places, draw)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+    torch.cuda.empty_cache()  # not before the error is gone, which holds what was there
+    return None
 
 
 def check_prompts(network: WaveformModel, prompts: list[Tokens | Place]) -> list[Tokens | Place]:

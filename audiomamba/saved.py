@@ -173,4 +173,4 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _as(x: Tensor, leaf: Tensor) -> Tensor:
-    return (torch.view_as_complex(x) if leaf.is_complex() else x).to(leaf.device)
+    return torch.view_as_complex(x) if leaf.is_complex() else x

@@ -279,6 +279,19 @@ def test_what_does_not_fit_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch
         assert err.count("\n") == 1
 
 
+def test_a_prompt_that_does_not_fit_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    audio.write(tmp_path / "before.wav", np.zeros(99, np.float32), RATE)
+    monkeypatch.setattr(WaveformModel, "forward", full)
+    code, _, err = run("--seconds", 0.01, "--prompt", tmp_path / "before.wav")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: 2 samples of the prompt do not fit into the device's memory;")
+
+
 def test_compiling_for_a_prompt_is_told() -> None:
     tier = Tier(mixer="lti", n_layers=1, d_state=2)
     network = WaveformModel(ModelConfig(d_model=4, tiers=(tier, tier), pools=(2,))).eval()

@@ -125,7 +125,7 @@ def test_logits_state_and_likelihood_equal_those_of_the_pytorch_step(
     scale = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(streams.logits[0], expected[-1], rtol=0, atol=1e-5 * scale)
     for mine, theirs in zip(streams.state(), leaves(state), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, theirs.cpu(), rtol=1e-4, atol=1e-5)
     nats = -torch.log_softmax(expected.double(), dim=-1)[range(len(tokens)), tokens].sum()
     torch.testing.assert_close(streams.nats[0], nats, rtol=1e-6, atol=0)
 
@@ -280,6 +280,22 @@ def test_the_shipped_model_speaks_as_in_pytorch(
     for index in range(2):
         # A number that falls on the edge between two levels, to rounding, may be drawn otherwise.
         assert np.array_equal(made[index][:200], expected[index][:200])
+
+
+@pytest.mark.gpu
+def test_streams_that_fill_a_gpu_end_without_more_of_it(
+    piano: WaveformModel, name_of_engine: Any
+) -> None:
+    opened = open_engine(piano, name_of_engine)
+    begin = read_prompt(piano, opened, [np.full(300, 128)])
+    assert {leaf.device.type for leaf in begin.state} == {"cpu"}
+    running = opened.start([begin] * 64, Draw())
+    list(running.blocks(8))
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    places = running.places()
+    assert {leaf.device.type for place in places for leaf in place.state} == {"cpu"}
+    assert torch.cuda.max_memory_allocated() - held < 1 << 20
 
 
 @pytest.mark.gpu
