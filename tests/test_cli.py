@@ -598,6 +598,16 @@ def test_ctrl_c_while_loading_exits_130(run: Run, monkeypatch: pytest.MonkeyPatc
             "error: needs lightning: pip install it\n",
         ),
         (KeyError("x"), "error: KeyError: 'x'; --debug tells where\n"),
+        (
+            RuntimeError("CUDA error: no CUDA-capable device is detected\nSearch for ..."),
+            "error: the device failed (CUDA error: no CUDA-capable device is detected); audiomamba "
+            "doctor tells what works here\n",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee ..."),
+            "error: the device's memory is full; free some of it, or ask for less at once\n",
+        ),
+        (RuntimeError("other"), "error: RuntimeError: other; --debug tells where\n"),
     ],
 )
 def test_an_error_is_one_line_unless_debugging(

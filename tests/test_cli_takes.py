@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ import audiomamba
 from audiomamba import audio, checkpoint, gallery
 from audiomamba.cli import main
 from audiomamba.config import ModelConfig, Tier
+from audiomamba.engine import launches
 from audiomamba.engine.choice import open_engine
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.models.waveform import WaveformModel
 from audiomamba_kernels.jit import jit
+from tests.cuda_on_cpu import emulate
 
 RATE = 16000
 Run = Callable[..., tuple[int, str, str]]
@@ -176,6 +179,97 @@ def test_a_closed_pipe_ends_in_silence(small: Path, tmp_path: Path) -> None:
         assert [line for line in said if not line.startswith("seed")] == ["141"], done.stderr
     assert not list(tmp_path.glob(".*"))
     assert len(list(tmp_path.glob("*.wav"))) == len(list(tmp_path.glob("*.json"))) > 0
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A device of the CUDA engine, which runs on the CPU where there is no GPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    emulate(monkeypatch)
+    for module in ("engine.choice", "audiomodel"):
+        monkeypatch.setattr(f"audiomamba.{module}.choose_engine", lambda network: "cuda")
+    return "cpu"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure\nSearch for ..."),
+            1,
+            "error: the device failed (CUDA error: unspecified launch failure); audiomamba doctor "
+            "tells what works here; 2 of 4 files are finished and kept\n",
+        ),
+        (
+            RuntimeError("CUDA error: cuLaunchKernel: out of memory"),
+            1,
+            "error: the device's memory is full; free some of it, or ask for less at once; 2 of 4 "
+            "files are finished and kept\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted: 2 of 4 files are finished and kept\n"),
+    ],
+    ids=["lost", "full", "interrupted"],
+)
+def test_a_gpu_that_fails_leaves_what_is_finished(
+    run: Run,
+    gpu: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    landed, blocks = launches._landed, []
+
+    def failing(*arguments: Any) -> Any:  # where the host waits for the device
+        blocks.append(None)
+        if len(blocks) == 3:
+            raise error
+        return landed(*arguments)
+
+    monkeypatch.setattr(launches, "_landed", failing)
+    asked = (
+        "--seconds",
+        0.01,
+        "-n",
+        4,
+        "--batch-size",
+        1,
+        "--save-state",
+        "--rank",
+        "--device",
+        gpu,
+    )
+    assert run(*asked) == (code, "seed 1\n", line)
+    kept = {f"small_1_{i}{end}" for i in (0, 1) for end in (".wav", ".json", ".safetensors")}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert record(tmp_path / "small_1_1.wav")["engine"] == "cuda"
+
+
+def test_a_disk_that_fills_up_stops_a_gpu(
+    run: Run, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if "_1_1" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    code, out, err = run("--seconds", 0.01, "-n", 4, "--batch-size", 2, "--device", gpu)
+    assert (code, out.splitlines()[1:]) == (1, [str(tmp_path / "small_1_0.wav")])
+    assert (err.count("\n"), "No space left on device" in err) == (1, True)
+    assert {path.name for path in tmp_path.iterdir()} == {"small_1_0.wav", "small_1_0.json"}
+
+
+def test_a_stream_of_a_gpu_ends_where_who_listens_goes(small: Path, gpu: str) -> None:
+    model = audiomamba.load(small, device=gpu)
+    stream = model.stream(seed=1)
+    begun = next(stream)
+    stream.close()
+    assert np.array_equal(model.generate(samples=begun.shape[1], seed=1), begun)
 
 
 class Page(HTMLParser):

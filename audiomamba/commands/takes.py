@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from audiomamba.commands.failure import device_failure
 from audiomamba.commands.generate_options import Flags
 
 if TYPE_CHECKING:
@@ -103,11 +104,13 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
                         click.echo(path)
         except KeyboardInterrupt:
             bar.close()
-            kept = f"{made} of {order.num} files are finished and kept"
-            if flags.keep:
-                kept = f"{made} of {order.num} files were made, the likeliest {len(written)} kept"
-            click.echo(f"interrupted: {kept}", err=True)
+            click.echo(f"interrupted: {_kept(made, order, written, flags)}", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except RuntimeError as error:
+            reason = device_failure(error)
+            if reason is None:
+                raise
+            raise OSError(f"{reason}; {_kept(made, order, written, flags)}") from error
     took = time.perf_counter() - began
     if flags.rank:
         written = _ranked(written, made)
@@ -117,6 +120,12 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
         speed = made * seconds / took
         click.echo(f"{made * seconds:.1f} s of audio in {took:.1f} s, {speed:.2f} times real time")
     return written
+
+
+def _kept(made: int, order: Order, written: list[Written], flags: Flags) -> str:
+    if flags.keep:
+        return f"{made} of {order.num} files were made, the likeliest {len(written)} kept"
+    return f"{made} of {order.num} files are finished and kept"
 
 
 def _enters(written: list[Written], bits: float, keep: int) -> bool:
