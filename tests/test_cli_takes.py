@@ -105,7 +105,9 @@ def test_a_zero_is_an_option_too(run: Run, tmp_path: Path) -> None:
     assert "--temperature does not go with --resume" in err
 
 
-def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) -> None:
+def test_a_take_goes_on_from_its_state(
+    run: Run, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run("--seconds", 0.3, "-n", 2, "--temperature", 0.9)[0] == 0
     whole = audio.read(tmp_path / "small_1_1.wav", RATE)
     half = ("--seconds", 0.15, "-n", 2, "--temperature", 0.9, "--save-state", "--overwrite")
@@ -124,9 +126,9 @@ def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) ->
     model = audiomamba.load(small)
     two = model.start(num=2)
     two.save(tmp_path / "two.safetensors")
-    code, _, err = run("--resume", tmp_path / "two.safetensors", "--stream")
-    assert code == 2
-    assert "two.safetensors holds 2" in err
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "-m", str(small), "--resume", f"{tmp_path}/two.safetensors", "--stream"])
+    assert "two.safetensors holds 2" in capfd.readouterr().err
     code, _, err = run("--resume", state, "--top-k", 3)
     assert code == 2
     assert "--top-k does not go with --resume" in err
@@ -164,6 +166,29 @@ def test_a_stream_is_the_samples_of_the_file(
         main(["generate", "-m", str(small), "--seconds", "0.5", "--seed", "1", "-o", str(tmp_path)])
     written = audio.read(tmp_path / "small_1_0.wav", RATE)
     assert np.array_equal(np.frombuffer(raw, "<i2"), written * 32768)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format", "wav"],
+        ["--output-dir", "."],
+        ["--overwrite", "--gallery", "x.html"],
+        ["--spectrogram", "--rank", "--keep", "1", "--guard", "--play"],
+        ["--save-state"],
+        ["--batch-size", "auto"],
+    ],
+    ids=" ".join,
+)
+def test_a_stream_takes_no_options_of_files(
+    options: list[str], small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "-m", str(small), "--stream", *options])
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    named = err.split("it does not go with ")[1].split(";")[0].split(", ")
+    assert sorted(named) == sorted(word for word in options if word.startswith("--"))
 
 
 def test_a_closed_pipe_ends_in_silence(small: Path, tmp_path: Path) -> None:

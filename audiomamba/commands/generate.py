@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import audiomamba
 from audiomamba.commands import generate_options, options
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel
 
 COMPILING = "compiling for this machine; the next start finds it done"
+STREAMED = {  # what has a meaning for samples that go to no file
+    *(
+        "stream",
+        "seconds",
+        "num",
+        "seed",
+        "temperature",
+        "top_k",
+        "top_p",
+        "name",
+        "device",
+        "weights",
+    ),
+    *("prompt", "prompt_seconds", "without_prompt", "resume", "quiet", "debug"),
+}
 
 
 @click.command()
@@ -84,18 +100,20 @@ def _check_use(flags: Flags) -> None:
         for name in ("prompt_seconds", "without_prompt"):
             if getattr(flags, name):
                 raise click.UsageError(f"{_option(name)} needs --prompt")
-    taken = {
-        "resume": ("seed", "temperature", "top_k", "top_p", "num", "prompt"),
-        "stream": ("play", "rank", "gallery", "spectrogram", "guard", "save_state", "batch_size"),
-    }
-    for name, others in taken.items():
-        for other in others:
-            if given(flags, name) and given(flags, other):
-                why = {
-                    "resume": "the file of --resume holds what that says",
-                    "stream": "--stream writes no file",
-                }[name]
-                raise click.UsageError(f"{_option(other)} does not go with {_option(name)}: {why}")
+    for name in ("seed", "temperature", "top_k", "top_p", "num", "prompt"):
+        if flags.resume and given(flags, name):
+            raise click.UsageError(
+                f"{_option(name)} does not go with --resume: its file holds what that says"
+            )
+    context = click.get_current_context()
+    idle = [
+        next(name for name in option.opts if name.startswith("--"))
+        for option in context.command.params
+        if option.name not in STREAMED
+        and context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
+    ]
+    if flags.stream and idle:
+        raise click.UsageError(f"--stream writes no file: it does not go with {', '.join(idle)}")
     if flags.stream and (flags.num or 1) > 1:
         raise click.UsageError(f"--num {flags.num} does not go with --stream: that is one stream")
     if flags.keep is not None and flags.keep > (flags.num or 1):
