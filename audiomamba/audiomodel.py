@@ -127,7 +127,7 @@ class AudioModel:
         Args:
             prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, or an iterable of pieces of
                 one, of which only one is held at a time: a prompt may be longer than memory.
-            notify: Called once if code must be compiled to read it.
+            notify: Called once if code must be compiled to read it; None logs a warning.
 
         Returns:
             What `generate_each`, `start` and `stream` take as a prompt.

@@ -51,6 +51,8 @@ class StandIn:
             notify()
 
     def read(self, pieces: Iterator[np.ndarray], notify: Callable[[], None]) -> np.ndarray:
+        if self.slow_to_compile:
+            notify()
         return np.concatenate(list(pieces))
 
     def generate_each(
@@ -253,6 +255,12 @@ def test_compiling_is_told(run: Run, model: StandIn, tmp_path: Path) -> None:
     model.slow_to_compile = True
     arguments = ("generate", "--seconds", 0.01, "-o", tmp_path)
     assert run(*arguments)[2].startswith("compiling for this machine")
+    audio.write(tmp_path / "before.wav", noise(160, 0), RATE)
+    prompted = (*arguments, "--prompt", tmp_path / "before.wav")
+    assert run(*prompted)[2].splitlines() == [
+        "compiling for this machine; the next start finds it done",
+        "compiling what reads prompts, for this machine; the next start finds it done",
+    ]
     assert run(*arguments, "--quiet")[2] == ""
 
 
@@ -306,7 +314,8 @@ def test_reading_a_prompt_is_no_part_of_the_speed(
     prompt = tmp_path / "prompt.wav"
     audio.write(prompt, noise(RATE, 0), RATE)
     code, _, err = run("generate", "--seconds", 10, "--seed", 1, "-o", tmp_path, "--prompt", prompt)
-    assert (code, err) == (0, "compiling for this machine; the next start finds it done\n")
+    told = "compiling what reads prompts, for this machine; the next start finds it done\n"
+    assert (code, err) == (0, told)
     record = json.loads((tmp_path / "stand-in_1_0.json").read_text())
     assert record["times_real_time"] > 10 / 0.5
 

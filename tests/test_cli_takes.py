@@ -266,7 +266,7 @@ def test_a_gpu_that_fails_leaves_what_is_finished(
         "--device",
         gpu,
     )
-    assert run(*asked) == (code, "seed 1\n", line)
+    assert run("--quiet", *asked) == (code, "", line)
     kept = {f"small_1_{i}{end}" for i in (0, 1) for end in (".wav", ".json", ".safetensors")}
     assert {path.name for path in tmp_path.iterdir()} == kept
     assert record(tmp_path / "small_1_1.wav")["engine"] == "cuda"
@@ -406,18 +406,22 @@ def test_a_prompt_that_does_not_fit_is_one_line(
 
     audio.write(tmp_path / "before.wav", np.zeros(99, np.float32), RATE)
     monkeypatch.setattr(WaveformModel, "forward", full)
-    code, _, err = run("--seconds", 0.01, "--prompt", tmp_path / "before.wav")
+    code, _, err = run("--seconds", 0.01, "--quiet", "--prompt", tmp_path / "before.wav")
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("error: 2 samples of the prompt do not fit into the device's memory;")
 
 
-def test_compiling_for_a_prompt_is_told() -> None:
+def test_compiling_for_a_prompt_is_told(caplog: pytest.LogCaptureFixture) -> None:
     tier = Tier(mixer="lti", n_layers=1, d_state=2)
     network = WaveformModel(ModelConfig(d_model=4, tiers=(tier, tier), pools=(2,))).eval()
     opened = open_engine(network)
-    fresh = jit(lambda x: x + 1)
+    functions = [jit(lambda x: x + 1), jit(lambda x: x + 2)]
     told: list[None] = []
-    network.register_forward_pre_hook(lambda *_: fresh(1) and None)
-    for _ in range(2):
-        read_prompt(network, opened, [np.zeros(9, np.int64)], lambda: told.append(None))
+    for fresh, notify in zip(functions, (lambda: told.append(None), None), strict=True):
+        hook = network.register_forward_pre_hook(lambda *_, fresh=fresh: fresh(1) and None)
+        for _ in range(2):
+            read_prompt(network, opened, [np.zeros(9, np.int64)], notify)
+        hook.remove()
     assert len(told) == 1
+    said = [r.getMessage() for r in caplog.records if r.name == "audiomamba.engine.prompt"]
+    assert said == ["compiling what reads prompts; this happens once and takes about 20 seconds"]

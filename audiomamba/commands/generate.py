@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel
 
 COMPILING = "compiling for this machine; the next start finds it done"
+COMPILING_PROMPT = "compiling what reads prompts, for this machine; the next start finds it done"
 STREAMED = {  # what has a meaning for samples that go to no file
     *(
         "stream",
@@ -211,12 +211,7 @@ def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
 
 def _placed(order: Order, flags: Flags) -> Order:
     """Compile, and read the prompt: neither counts as making sound."""
-
-    @functools.cache  # told once
-    def notify() -> None:
-        _say(COMPILING, flags, err=True)
-
-    order.model.warm_up(notify)
+    order.model.warm_up(lambda: _say(COMPILING, flags, err=True))
     if flags.prompt is None:
         return order
     prompt = read_prompt(
@@ -224,7 +219,7 @@ def _placed(order: Order, flags: Flags) -> Order:
         flags.prompt,
         flags.prompt_seconds,
         hold=not flags.without_prompt,
-        notify=notify,
+        notify=lambda: _say(COMPILING_PROMPT, flags, err=True),
     )
     record = {**order.record, "prompt": prompt.record}
     return replace(order, prompt=prompt.place, before=prompt.before, record=record)

@@ -35,7 +35,7 @@ def read_prompt(
         network: The model.
         opened: What will go on from there.
         pieces: Tokens (samples,), integers.
-        notify: Called once before code is compiled, if any is; None does not tell.
+        notify: Called once before code is compiled, if any is; None logs a warning.
 
     Raises:
         ValueError: If tokens are no levels.
@@ -44,7 +44,7 @@ def read_prompt(
     silence, period = network.config.tokenizer.silence, network.config.period
     chunk = max(1, CHUNK // period) * period
     state, position, previous = network.initial_state(1), 0, silence
-    with announce(notify or (lambda: None)), torch.inference_mode():
+    with announce(notify or _log_compiling), torch.inference_mode():
         for tokens in _regular(pieces, chunk):
             check_tokens(network, tokens)
             whole = len(tokens) - len(tokens) % period
@@ -84,6 +84,10 @@ def _read_periods(
                 "of it, or use another device"
             )
     return state, chunk
+
+
+def _log_compiling() -> None:
+    _log.warning("compiling what reads prompts; this happens once and takes about 20 seconds")
 
 
 def check_tokens(network: WaveformModel, tokens: Tokens) -> None:
