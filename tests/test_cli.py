@@ -152,15 +152,17 @@ def test_a_spectrogram_is_drawn_beside_and_not_over_another(
     run: Run, model: StandIn, tmp_path: Path
 ) -> None:
     asked = ("generate", "--seconds", 0.1, "--seed", 3, "--spectrogram", "-o", tmp_path)
-    assert run(*asked)[0] == 0
+    code, out, _ = run(*asked, "--quiet")
     (picture,) = tmp_path.glob("*.png")
+    assert (code, out) == (0, f"{picture.with_suffix('.wav')}\n{picture}\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
     for path in (*tmp_path.glob("*.wav"), *tmp_path.glob("*.json")):
         path.unlink()
     code, _, err = run(*asked)
     assert (code, is_one_line(err)) == (1, True)
     assert f"{picture} is there already" in err
-    assert run(*asked, "--overwrite")[0] == 0
+    code, out, _ = run(*asked, "--overwrite", "--rank")
+    assert (code, out.splitlines()[2]) == (0, str(picture))
 
 
 def test_a_spectrogram_of_too_little_is_refused_before_the_work(

@@ -101,7 +101,7 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
                         _drop(written, max(written, key=lambda one: one.bits))
                     if not flags.rank:
                         bar.clear()
-                        click.echo(path)
+                        _tell(written[-1])
         except KeyboardInterrupt:
             bar.close()
             click.echo(f"interrupted: {_kept(made, order, written, flags)}", err=True)
@@ -115,11 +115,18 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
     if flags.rank:
         written = _ranked(written, made)
         for one in written:
-            click.echo(one.path)
+            _tell(one)
     if not flags.quiet:
         speed = made * seconds / took
         click.echo(f"{made * seconds:.1f} s of audio in {took:.1f} s, {speed:.2f} times real time")
     return written
+
+
+def _tell(one: Written) -> None:
+    """Print where a sound is, and its picture."""
+    click.echo(one.path)
+    if ".png" in one.beside:
+        click.echo(one.path.with_suffix(".png"))
 
 
 def _kept(made: int, order: Order, written: list[Written], flags: Flags) -> str:
