@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -320,7 +321,7 @@ def test_a_gallery_holds_all_in_one_page(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert str(page) in out
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=\"(?!data:)|https?:", text)
+    assert not re.search(r"src=\"(?!data:)|href=\"(?!#)|https?:", text)
     shown = Page(text)
     sounds = [found["src"] or "" for tag, found in shown.found if tag == "audio"]
     files = out.split()[2:4]
@@ -340,11 +341,37 @@ def test_a_gallery_holds_all_in_one_page(run: Run, tmp_path: Path) -> None:
     assert f"{page} is there already; add --overwrite" in err
 
 
+def test_a_gallery_lists_its_sounds_and_leads_to_each(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def draw(i: int) -> bytes:
+        drawn.append(i)
+        return b"picture"
+
+    exhibits = []
+    for i in range(3):
+        path = tmp_path / f"{i}.wav"
+        path.write_bytes(b"sound")
+        values = {"seed": 1, "index": i, "bits_per_sample": 2.0 + i, "temperature": 1.0}
+        exhibits.append(gallery.Exhibit(path=path, record=values, draw=partial(draw, i)))
+    gallery.write(tmp_path / "page.html", "three", exhibits)
+    assert drawn == [0, 1, 2]
+    shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    targets = [found["href"] for tag, found in shown.found if tag == "a"]
+    assert targets == [f"#{found['id']}" for tag, found in shown.found if tag == "article"]
+    assert "3 sounds\n" in shown.text
+    assert "1.wav -3.0000" in shown.text
+    named = [found["aria-label"] for tag, found in shown.found if tag == "audio"]
+    assert named == ["0.wav", "1.wav", "2.wav"]
+    gallery.write(tmp_path / "page.html", "one", exhibits[:1])
+    assert "details" not in (tmp_path / "page.html").read_text()
+
+
 def test_a_gallery_escapes_names(tmp_path: Path) -> None:
     path = tmp_path / "<b>'x'\"&.wav"
     path.write_bytes(b"sound")
     values = {"seed": 1, "index": 0, "bits_per_sample": 2.0, "temperature": 1.0}
-    exhibit = gallery.Exhibit(path=path, record=values, picture=b"picture")
+    exhibit = gallery.Exhibit(path=path, record=values, draw=lambda: b"picture")
     gallery.write(tmp_path / "page.html", "<script>", [exhibit])
     shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert not {"script", "b"} & {tag for tag, _ in shown.found}
