@@ -251,10 +251,7 @@ class MambaEncoder(nn.Module):
         """
         directory = checkpoint.find(name)
         config = checkpoint.read(directory, "encoder", EncoderConfig.from_dict)
-        with torch.device("meta"):
-            encoder = cls(config, backend=backend)
-        checkpoint.load_weights(encoder, directory)
-        return encoder.eval()
+        return checkpoint.restore(directory, lambda: cls(config, backend=backend))
 
     def _encode(
         self,
