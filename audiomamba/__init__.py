@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel as AudioModel
-    from audiomamba.audiomodel import load as load
     from audiomamba.config import ModelConfig as ModelConfig
     from audiomamba.encoder import MambaEncoder as MambaEncoder
     from audiomamba.encoder_config import EncoderConfig as EncoderConfig
+    from audiomamba.loading import load as load
     from audiomamba.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _HOME = {
     "MambaEncoder": "audiomamba.encoder",
     "ModelConfig": "audiomamba.config",
     "Tokenizer": "audiomamba.tokenizer",
-    "load": "audiomamba.audiomodel",
+    "load": "audiomamba.loading",
 }
 
 

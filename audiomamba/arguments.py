@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ from audiomamba.waveform import Waveform as Waveform
 from audiomamba.waveform import check_waveform
 
 Prompt = Waveform | Tensor | Place
+
+
+class Options(TypedDict, total=False):
+    """Keywords of all that makes sound; `AudioModel.generate` says what they mean."""
+
+    num: int | None
+    seed: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
 
 
 def count_samples(seconds: float, sample_rate: int) -> int:

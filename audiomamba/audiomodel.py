@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -14,18 +15,23 @@ from torch import Tensor
 
 from audiomamba import checkpoint, saved
 from audiomamba.arguments import (
+    Options,
     Prompt,
     Waveform,
-    check_device,
     check_mono,
     count_samples,
     encode_prompts,
 )
 from audiomamba.config import ModelConfig
-from audiomamba.engine.choice import EngineName, choose_engine, open_engine
-from audiomamba.engine.place import Draw, Place
+from audiomamba.engine.choice import (
+    EngineName,
+    Weights,
+    check_weights,
+    choose_engine,
+    open_engine,
+)
+from audiomamba.engine.place import Draw, Opened, Place
 from audiomamba.engine.prompt import read_prompt
-from audiomamba.files import sha256
 from audiomamba.generate import Batch, Job, check_prompts, generate_streams, start_all
 from audiomamba.models.features import encode_rows
 from audiomamba.models.waveform import WaveformModel
@@ -33,7 +39,10 @@ from audiomamba.sampling import Sampling
 from audiomamba.saved import Saved
 from audiomamba.session import Session, Take
 from audiomamba.tokenizer import Tokenizer
-from audiomamba.waveform import check_waveform
+from audiomamba.waveform import as_floats, check_waveform
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ENDLESS = 1 << 62  # samples
 
@@ -46,6 +55,11 @@ class AudioModel:
         name: What it was loaded as.
         weights_sha256: Of the file of weights, in hex; None for a network that came from no file.
         temperature: What its makers found to sound best; used where none is given.
+        weights: Of the matrices that generate, not of `network`: "float32", or, of an engine on a
+            GPU, "bfloat16"; None is float32, and for `resume` what it was saved with.
+
+    Raises:
+        ValueError: If the engine has no such weights.
 
     Example:
         >>> model = audiomamba.load("piano")  # doctest: +SKIP
@@ -59,11 +73,15 @@ class AudioModel:
         name: str = "unnamed",
         weights_sha256: str | None = None,
         temperature: float = 1.0,
+        weights: Weights | None = None,
     ) -> None:
         self.network = network.eval()
         self.name = name
         self.weights_sha256 = weights_sha256
         self.temperature = temperature
+        self.weights = weights
+        if weights is not None:
+            check_weights(self.engine, weights)
 
     @property
     def config(self) -> ModelConfig:
@@ -97,7 +115,7 @@ class AudioModel:
             notify: Called once, before code is compiled, which takes about 20 seconds; not when it
                 is loaded. None logs a warning.
         """
-        open_engine(self.network, notify=notify)
+        self._open(notify)
 
     def read(
         self,
@@ -109,7 +127,7 @@ class AudioModel:
         Args:
             prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, or an iterable of pieces of
                 one, of which only one is held at a time: a prompt may be longer than memory.
-            notify: Called once if code must be compiled to read it.
+            notify: Called once if code must be compiled to read it; None logs a warning.
 
         Returns:
             What `generate_each`, `start` and `stream` take as a prompt.
@@ -119,7 +137,7 @@ class AudioModel:
         """
         pieces = [prompt] if isinstance(prompt, (np.ndarray, Tensor)) else prompt
         tokens = (self.tokenizer.encode(check_mono(piece)) for piece in pieces)
-        place = read_prompt(self.network, open_engine(self.network), tokens, notify)
+        place = read_prompt(self.network, self._open(), tokens, notify)
         if not place.position:
             raise ValueError("the prompt is empty")
         return place
@@ -130,13 +148,9 @@ class AudioModel:
         seconds: float = 10.0,
         *,
         samples: int | None = None,
-        num: int | None = None,
-        seed: int = 0,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         prompt: Waveform | Tensor | None = None,
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[Options],
     ) -> Waveform: ...
 
     @overload
@@ -145,13 +159,9 @@ class AudioModel:
         seconds: float = 10.0,
         *,
         samples: int | None = None,
-        num: int | None = None,
-        seed: int = 0,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         prompt: Sequence[Waveform | Tensor],
         progress: Callable[[int], None] | None = None,
+        **options: Unpack[Options],
     ) -> list[Waveform]: ...
 
     def generate(
@@ -201,7 +211,7 @@ class AudioModel:
             prompt=prompt,
             progress=progress,
         )
-        made = {take.index: take.waveform for take in each}  # not their places: a GPU's memory
+        made = {take.index: take.waveform for take in each}  # not their places, which are large
         news = [made[index] for index in sorted(made)]
         if prompt is None:
             return np.stack(news)
@@ -242,7 +252,12 @@ class AudioModel:
         prompts = encode_prompts(self.tokenizer, prompt, num)
         job = Job(samples=samples, seed=seed, sampling=sampling, prompt=prompts)
         streams = generate_streams(
-            self.network, job, num=len(prompts), first=first, batch=batch, progress=progress
+            *(self.network, job),
+            num=len(prompts),
+            first=first,
+            weights=self.weights or "float32",
+            batch=batch,
+            progress=progress,
         )
 
         def decoded() -> Generator[Take, None, None]:
@@ -278,9 +293,15 @@ class AudioModel:
         """
         draw = Draw(sampling=self._sampling(temperature, top_k, top_p), seed=seed, first=first)
         prompts = check_prompts(self.network, encode_prompts(self.tokenizer, prompt, num))
-        opened = open_engine(self.network)
+        opened = self._open()
         places = start_all(self.network, opened, prompts)
-        begin = Saved(draw=draw, places=places, made=0, nats=[0.0] * len(places))
+        begin = Saved(
+            draw=draw,
+            places=places,
+            made=0,
+            nats=[0.0] * len(places),
+            weights=self.weights or "float32",
+        )
         return Session(self.network, opened, begin)
 
     def resume(self, path: str | Path) -> Session:
@@ -288,22 +309,22 @@ class AudioModel:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or was saved with another model or version.
+            ValueError: If it is damaged, was saved with another model or version, or with weights
+                that the engine here has not; load the model with others then.
         """
-        return Session(self.network, open_engine(self.network), saved.read(path, self.network))
+        begin = saved.read(path, self.network)
+        begin = replace(begin, weights=self.weights or begin.weights)
+        opened = open_engine(self.network, weights=begin.weights)
+        return Session(self.network, opened, begin)
 
     def stream(
         self,
         seconds: float | None = None,
         *,
         samples: int | None = None,
-        num: int | None = None,
         first: int = 0,
-        seed: int = 0,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         prompt: Prompt | Sequence[Prompt] | None = None,
+        **options: Unpack[Options],
     ) -> Generator[Waveform, None, None]:
         """Make sound and give it in blocks as it is made.
 
@@ -319,16 +340,7 @@ class AudioModel:
         """
         if samples is None:
             samples = ENDLESS if seconds is None else count_samples(seconds, self.sample_rate)
-        session = self.start(
-            num=num,
-            first=first,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            prompt=prompt,
-        )
-        return session.blocks(samples)
+        return self.start(first=first, prompt=prompt, **options).blocks(samples)
 
     @torch.inference_mode()
     def nll(self, waveform: Waveform | Tensor) -> float:
@@ -346,7 +358,7 @@ class AudioModel:
 
     @torch.no_grad()
     def extract_features(
-        self, waveform: Waveform | Tensor, lengths: Tensor | None = None
+        self, waveform: Waveform | Tensor, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return what each block of the network makes of waveforms.
 
@@ -362,39 +374,21 @@ class AudioModel:
             frames (batch,) for each block, without gradient.
 
         Raises:
-            ValueError: If a shape, a length or a sample is none.
+            ValueError: If a type, a shape, a length or a sample is none.
         """
-        tokens = encode_rows(self.tokenizer, torch.as_tensor(waveform), lengths).to(self.device)
-        return self.network.extract_features(
-            tokens, None if lengths is None else lengths.to(self.device)
-        )
+        rows = torch.from_numpy(as_floats(waveform, "the waveform"))
+        lengths = None if lengths is None else torch.as_tensor(lengths, device=self.device)
+        tokens = encode_rows(self.tokenizer, rows.to(self.device), lengths)
+        return self.network.extract_features(tokens, lengths)
 
     def save(self, directory: str | Path) -> None:
         """Write a folder that `load` reads: config.json and model.safetensors, in float32."""
         checkpoint.save(directory, self.config, self.network.state_dict())
 
+    def _open(self, notify: Callable[[], None] | None = None) -> Opened:
+        return open_engine(self.network, notify=notify, weights=self.weights or "float32")
+
     def _sampling(
         self, temperature: float | None, top_k: int | None, top_p: float | None
     ) -> Sampling:
         return Sampling(self.temperature if temperature is None else temperature, top_k, top_p)
-
-
-def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
-    """Load a model.
-
-    Args:
-        name: A shipped name, a folder, or a Hugging Face id (owner/name).
-        device: "cpu", "cuda", "cuda:1".
-
-    Raises:
-        FileNotFoundError: If there is no such model.
-        ValueError: If the files are damaged or the device cannot be used.
-    """
-    place = check_device(device)
-    directory = checkpoint.find(name)
-    return AudioModel(
-        checkpoint.load(directory).to(place),
-        name=str(name),
-        weights_sha256=sha256(directory / checkpoint.WEIGHTS),
-        temperature=checkpoint.read_temperature(directory),
-    )

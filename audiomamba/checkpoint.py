@@ -22,6 +22,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
 Config = TypeVar("Config")
+Model = TypeVar("Model", bound=nn.Module)
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
@@ -79,14 +80,12 @@ def load(directory: str | Path) -> WaveformModel:
             differing key is named).
     """
     directory = Path(directory)
-    with torch.device("meta"):
-        model = WaveformModel(read_config(directory))
-    load_weights(model, directory)
-    return model.eval()
+    config = read_config(directory)
+    return restore(directory, lambda: WaveformModel(config))
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
-    """Give a model on the meta device the weights of a folder, as float32; raises as `load`."""
+def restore(directory: Path, build: Callable[[], Model]) -> Model:
+    """Build a model and give it the weights of a folder, as `load` does; raises as `load`."""
     path = directory / WEIGHTS
     try:
         weights = load_file(path)
@@ -94,6 +93,8 @@ def load_weights(model: nn.Module, directory: Path) -> None:
         raise ValueError(
             f"{path} is truncated or no safetensors file ({error}); copy or export it again"
         ) from error
+    with torch.device("meta"):
+        model = build()
     expected = model.state_dict()
     for key in [*expected, *weights]:
         if key not in weights or key not in expected:
@@ -112,6 +113,7 @@ def load_weights(model: nn.Module, directory: Path) -> None:
                 "hold finite floating-point numbers"
             )
     model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    return model.eval()
 
 
 def read_config(directory: Path) -> ModelConfig:

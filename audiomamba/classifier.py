@@ -152,10 +152,7 @@ class AudioClassifier(nn.Module):
         """
         directory = checkpoint.find(name)
         config = checkpoint.read(directory, "classifier", ClassifierConfig.from_dict)
-        with torch.device("meta"):
-            classifier = cls(config, backend=backend)
-        checkpoint.load_weights(classifier, directory)
-        return classifier.eval()
+        return checkpoint.restore(directory, lambda: cls(config, backend=backend))
 
 
 def scaled_log_mel(

@@ -16,6 +16,7 @@ from audiomamba.commands.classify import classify
 from audiomamba.commands.data import evaluate, fetch, prepare
 from audiomamba.commands.encode import encode
 from audiomamba.commands.export import export
+from audiomamba.commands.failure import device_failure
 from audiomamba.commands.generate import generate
 from audiomamba.commands.takes import INTERRUPTED
 
@@ -64,7 +65,7 @@ def _one_line(error: Exception) -> str:
         return f"{error.strerror}{place}{remedy}"
     if isinstance(error, (ImportError, MemoryError, OSError, ValueError)):
         return str(error)
-    return f"{type(error).__name__}: {error}; --debug tells where"
+    return device_failure(error) or f"{type(error).__name__}: {error}; --debug tells where"
 
 
 class Program(click.Group):

@@ -251,10 +251,7 @@ class MambaEncoder(nn.Module):
         """
         directory = checkpoint.find(name)
         config = checkpoint.read(directory, "encoder", EncoderConfig.from_dict)
-        with torch.device("meta"):
-            encoder = cls(config, backend=backend)
-        checkpoint.load_weights(encoder, directory)
-        return encoder.eval()
+        return checkpoint.restore(directory, lambda: cls(config, backend=backend))
 
     def _encode(
         self,
@@ -333,6 +330,12 @@ class MambaEncoder(nn.Module):
             raise ValueError(
                 f"features are {features.dtype} of shape {tuple(features.shape)}; they must be "
                 f"floating point, (batch, time, d_input = {wanted})"
+            )
+        weights = next(self.parameters()).dtype
+        if features.dtype != weights and not torch.is_autocast_enabled(features.device.type):
+            raise ValueError(
+                f"features are {features.dtype} and the encoder is {weights}; convert them, "
+                f"features.to({weights}), or let torch.autocast do it"
             )
 
 

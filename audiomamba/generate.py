@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 
-from audiomamba.engine.choice import EngineName, check_engine, open_engine
+from audiomamba.engine.choice import EngineName, Weights, check_engine, open_engine
 from audiomamba.engine.place import Draw, Opened, Place, Running, Tokens
 from audiomamba.engine.prompt import check_tokens, read_prompt
 from audiomamba.models.waveform import WaveformModel
@@ -77,6 +77,7 @@ def generate_streams(
     num: int = 1,
     first: int = 0,
     engine: EngineName | None = None,
+    weights: Weights = "float32",
     batch: Batch = None,
     progress: Progress | None = None,
 ) -> Streams:
@@ -88,6 +89,7 @@ def generate_streams(
         num: Count of streams.
         first: Number of the first.
         engine: As `open_engine`.
+        weights: As `open_engine`.
         batch: Streams made together; None is what suits the engine, "auto" that or as many as fit
             into memory.
         progress: Called in this thread with the count of samples newly made.
@@ -96,8 +98,8 @@ def generate_streams(
         A generator of streams as they are finished. Closing it stops the work.
 
     Raises:
-        ValueError: If num or first is out of range, the engine cannot run the model, or a logit is
-            not finite.
+        ValueError: If num or first is out of range, the engine cannot run the model so, or a logit
+            is not finite.
         MemoryError: If a batch does not fit; the message names the largest that does.
     """
     if check_whole(num, "num") < 1 or check_whole(first, "first") < 0:
@@ -108,10 +110,10 @@ def generate_streams(
     if len(prompts) != num:
         raise ValueError(f"there are {len(prompts)} prompts for {num} streams; give one for each")
     check_prompts(network, prompts)
-    name = check_engine(network, engine)
+    name = check_engine(network, engine, weights)
 
     def make(progress: Progress) -> Streams:
-        opened = open_engine(network, name)
+        opened = open_engine(network, name, weights=weights)
         places = start_all(network, opened, prompts)
         at, size = 0, opened.together if batch is None or batch == "auto" else batch
         while at < num:
@@ -178,11 +180,10 @@ def start_fitting(
 
 def _start(opened: Opened, places: Sequence[Place], draw: Draw) -> Running | None:
     """Begin streams, or return None if they do not fit into memory."""
-    try:
+    with suppress(torch.OutOfMemoryError):
         return opened.start(places, draw)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+    torch.cuda.empty_cache()  # not before the error is gone, which holds what was there
+    return None
 
 
 def check_prompts(network: WaveformModel, prompts: list[Tokens | Place]) -> list[Tokens | Place]:

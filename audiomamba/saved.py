@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import torch
@@ -17,6 +17,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from audiomamba.audio import naming
+from audiomamba.engine.choice import Weights
 from audiomamba.engine.place import Draw, Place, joined, parted
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
@@ -35,12 +36,18 @@ class Saved:
         places: Where each stands.
         made: Samples made of each, without its prompt.
         nats: Minus the log-likelihood of these, of each.
+        weights: Of the engine that made them.
     """
 
     draw: Draw
     places: Sequence[Place]
     made: int
     nats: Sequence[float]
+    weights: Weights = "float32"
+
+    def __post_init__(self) -> None:
+        if self.weights not in get_args(Weights):
+            raise ValueError(f"weights is {self.weights!r}")
 
 
 def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
@@ -60,6 +67,7 @@ def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
         "first": saved.draw.first,
         "made": saved.made,
         "sampling": asdict(saved.draw.sampling),
+        "weights": saved.weights,
     }
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
     with naming(Path(path)), replacing(path) as temporary:
@@ -99,6 +107,7 @@ def read(path: str | Path, network: WaveformModel) -> Saved:
             places=parted(state, positions, previous),
             made=facts["made"],
             nats=tensors["nats"].tolist(),
+            weights=facts.get("weights", "float32"),
         )
 
 
@@ -164,4 +173,4 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _as(x: Tensor, leaf: Tensor) -> Tensor:
-    return (torch.view_as_complex(x) if leaf.is_complex() else x).to(leaf.device)
+    return torch.view_as_complex(x) if leaf.is_complex() else x

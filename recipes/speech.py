@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from speech_clips import Batch, Clips, read_clips
 from speech_config import Config
-from speech_models import Network, build, parameters
+from speech_models import Network, build, conformer_class, parameters
 from torch import Tensor, nn
 
 from audiomamba.files import replacing
@@ -211,6 +211,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     flags = parse(parser, arguments, SMOKE)
     try:
         config = from_flags(flags, recipe.config)
+        if "conformer" in flags.models:
+            conformer_class()  # what is missing is told before the work
         made = provenance(packages=["torchaudio"], arguments=arguments)  # before files may change
         if flags.smoke and config.data == recipe.config.data:
             config = dataclasses.replace(config, data=str(Path(config.out) / "tones"))

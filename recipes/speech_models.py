@@ -154,16 +154,26 @@ def gru(config: Config, hidden: int) -> nn.GRU:
     )
 
 
-def conformer(config: Config, feed_forward: int) -> nn.Module:
-    """Return torchaudio's Conformer (Gulati et al. 2020, without its relative positions)."""
+def conformer_class() -> Any:
+    """Return torchaudio's Conformer (Gulati et al. 2020, without its relative positions).
+
+    Raises:
+        SystemExit: If torchaudio is missing.
+    """
     try:
         from torchaudio.models import Conformer
     except (ImportError, OSError) as error:
+        others = " ".join(name for name in MODELS if name != "conformer")
         raise SystemExit(
             f"error: the Conformer is torchaudio's, which cannot be imported ({error}); install "
-            "the release that fits torch, or leave it out by --models"
+            f"the release that fits torch, or leave it out: --models {others}"
         ) from None
-    model: nn.Module = Conformer(
+    return Conformer
+
+
+def conformer(config: Config, feed_forward: int) -> nn.Module:
+    """Return the Conformer."""
+    model: nn.Module = conformer_class()(
         input_dim=config.d_model,
         num_heads=4,
         ffn_dim=feed_forward,

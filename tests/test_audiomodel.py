@@ -146,7 +146,8 @@ def test_a_length_of_no_sample_is_refused(model: AudioModel, seconds: Any) -> No
         ({"prompt": np.zeros((2, 9), np.float32)}, "must be mono"),
         ({"prompt": np.array([0, np.nan, 0], np.float32)}, "the prompt is NaN .* sample 1"),
         ({"prompt": np.array([0, 2.0])}, "a sample is 2"),
-        ({"prompt": np.zeros(9, np.int16)}, "the prompt is int16"),
+        ({"prompt": np.zeros(9, np.int16)}, "the prompt is int16; .* divided by 32768"),
+        ({"prompt": torch.zeros(9, dtype=torch.int32)}, r"the prompt is torch\.int32; .* divided"),
         ({"prompt": []}, r"the prompt is \[\]"),
         ({"prompt": [tone(3)], "num": 2}, "there are 1 prompts; leave it out"),
         ({"batch": 0}, "batch is 0"),
@@ -157,6 +158,36 @@ def test_bad_arguments_are_refused_before_anything_is_made(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         model.generate_each(**{"samples": 5, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float16", "bfloat16", "float8_e5m2", "longdouble", ">f4"]
+)
+def test_samples_of_any_floating_point_type_are_taken(model: AudioModel, dtype: str) -> None:
+    coarse = np.sign(tone(13)) / 2  # that every type holds
+    kind = getattr(torch, dtype, None)
+    wave: Any = coarse.astype(dtype) if kind is None else torch.from_numpy(coarse).to(kind)
+    expected = model.generate(samples=5, prompt=coarse)
+    assert np.array_equal(model.generate(samples=5, prompt=wave), expected)
+    assert model.nll(wave) == model.nll(coarse)
+    features, counts = model.extract_features(wave[None], [9])
+    for mine, theirs in zip(
+        (*features, *counts),
+        (x for part in model.extract_features(coarse[None], torch.tensor([9])) for x in part),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
+    assert model.extract_features(coarse[None, ::-1])[1][0] == 13
+
+
+def test_features_of_what_is_no_waveform_are_refused(model: AudioModel) -> None:
+    for wave, match in (
+        (np.zeros((1, 9), np.int16), "the waveform is int16"),
+        (torch.zeros(1, 9, dtype=torch.int64), r"the waveform is torch\.int64"),
+        ([[0.0] * 9], "the waveform is list"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            model.extract_features(wave)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_recording_of_no_numbers_is_refused(classifier: AudioClassifier) -> No
     broken[7] = np.nan
     for waveform, match in (
         (np.ones(8000, np.int16), "the recording is int16; it must be a floating-point"),
-        (torch.ones(8000, dtype=torch.int16), "the recording is int16"),
+        (torch.ones(8000, dtype=torch.int16), r"the recording is torch\.int16"),
         (broken, "the recording is NaN or infinite at sample 7"),
         (noise(0), "the recording is empty"),
     ):

@@ -36,6 +36,7 @@ class StandIn:
     weights_sha256 = "0123"
     temperature = 0.75
     engine = "numba"
+    weights = None
     nll_bits = 2.5
     bits = (4.0, 2.0, 3.0)
     slow_to_compile = False
@@ -50,6 +51,8 @@ class StandIn:
             notify()
 
     def read(self, pieces: Iterator[np.ndarray], notify: Callable[[], None]) -> np.ndarray:
+        if self.slow_to_compile:
+            notify()
         return np.concatenate(list(pieces))
 
     def generate_each(
@@ -81,7 +84,7 @@ def noise(samples: int, *seed: int) -> np.ndarray:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn()
-    monkeypatch.setitem(audiomamba.__dict__, "load", lambda name, device: stand_in)
+    monkeypatch.setitem(audiomamba.__dict__, "load", lambda name, **options: stand_in)
     return stand_in
 
 
@@ -139,6 +142,7 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
         "top_p": None,
         "prompt": None,
         "engine": "numba",
+        "weights": "float32",
         "device": "cpu",
     }
     assert sorted(p.name for p in path.parent.iterdir()) == ["stand-in_7_0.json", path.name]
@@ -148,15 +152,17 @@ def test_a_spectrogram_is_drawn_beside_and_not_over_another(
     run: Run, model: StandIn, tmp_path: Path
 ) -> None:
     asked = ("generate", "--seconds", 0.1, "--seed", 3, "--spectrogram", "-o", tmp_path)
-    assert run(*asked)[0] == 0
+    code, out, _ = run(*asked, "--quiet")
     (picture,) = tmp_path.glob("*.png")
+    assert (code, out) == (0, f"{picture.with_suffix('.wav')}\n{picture}\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
     for path in (*tmp_path.glob("*.wav"), *tmp_path.glob("*.json")):
         path.unlink()
     code, _, err = run(*asked)
     assert (code, is_one_line(err)) == (1, True)
     assert f"{picture} is there already" in err
-    assert run(*asked, "--overwrite")[0] == 0
+    code, out, _ = run(*asked, "--overwrite", "--rank")
+    assert (code, out.splitlines()[2]) == (0, str(picture))
 
 
 def test_a_spectrogram_of_too_little_is_refused_before_the_work(
@@ -181,10 +187,10 @@ def test_every_option_reaches_the_model(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = StandIn()
-    loaded: list[tuple[str, str]] = []
+    loaded: list[tuple[str, str, str]] = []
 
-    def load(name: str, device: str) -> StandIn:
-        loaded.append((name, device))
+    def load(name: str, device: str, weights: str) -> StandIn:
+        loaded.append((name, device, weights))
         return model
 
     monkeypatch.setitem(audiomamba.__dict__, "load", load)
@@ -192,9 +198,10 @@ def test_every_option_reaches_the_model(
         *("generate", "--seconds", 0.01, "--num", 2, "--output_dir", tmp_path, "--seed", 3),
         *("--temperature", 0.9, "--top-k", 5, "--top-p", 0.8, "--format", "flac"),
         *("-m", "some/where", "--device", "cuda:1", "--batch-size", 7),
+        *("--weights", "bfloat16"),
     )
     assert code == 0
-    assert loaded == [("some/where", "cuda:1")]
+    assert loaded == [("some/where", "cuda:1", "bfloat16")]
     assert model.calls == [
         {
             "samples": 160,
@@ -250,6 +257,12 @@ def test_compiling_is_told(run: Run, model: StandIn, tmp_path: Path) -> None:
     model.slow_to_compile = True
     arguments = ("generate", "--seconds", 0.01, "-o", tmp_path)
     assert run(*arguments)[2].startswith("compiling for this machine")
+    audio.write(tmp_path / "before.wav", noise(160, 0), RATE)
+    prompted = (*arguments, "--prompt", tmp_path / "before.wav")
+    assert run(*prompted)[2].splitlines() == [
+        "compiling for this machine; the next start finds it done",
+        "compiling what reads prompts, for this machine; the next start finds it done",
+    ]
     assert run(*arguments, "--quiet")[2] == ""
 
 
@@ -303,7 +316,8 @@ def test_reading_a_prompt_is_no_part_of_the_speed(
     prompt = tmp_path / "prompt.wav"
     audio.write(prompt, noise(RATE, 0), RATE)
     code, _, err = run("generate", "--seconds", 10, "--seed", 1, "-o", tmp_path, "--prompt", prompt)
-    assert (code, err) == (0, "compiling for this machine; the next start finds it done\n")
+    told = "compiling what reads prompts, for this machine; the next start finds it done\n"
+    assert (code, err) == (0, told)
     record = json.loads((tmp_path / "stand-in_1_0.json").read_text())
     assert record["times_real_time"] > 10 / 0.5
 
@@ -573,7 +587,7 @@ def test_ctrl_c_keeps_what_is_finished(run: Run, model: StandIn, tmp_path: Path)
 
 
 def test_ctrl_c_while_loading_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, device: str) -> None:
+    def load(name: str, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(audiomamba.__dict__, "load", load)
@@ -595,12 +609,22 @@ def test_ctrl_c_while_loading_exits_130(run: Run, monkeypatch: pytest.MonkeyPatc
             "error: needs lightning: pip install it\n",
         ),
         (KeyError("x"), "error: KeyError: 'x'; --debug tells where\n"),
+        (
+            RuntimeError("CUDA error: no CUDA-capable device is detected\nSearch for ..."),
+            "error: the device failed (CUDA error: no CUDA-capable device is detected); audiomamba "
+            "doctor tells what works here\n",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee ..."),
+            "error: the device's memory is full; free some of it, or ask for less at once\n",
+        ),
+        (RuntimeError("other"), "error: RuntimeError: other; --debug tells where\n"),
     ],
 )
 def test_an_error_is_one_line_unless_debugging(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, line: str
 ) -> None:
-    def load(name: str, device: str) -> None:
+    def load(name: str, **options: Any) -> None:
         raise error
 
     monkeypatch.setitem(audiomamba.__dict__, "load", load)

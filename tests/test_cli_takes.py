@@ -8,21 +8,27 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import audiomamba
 from audiomamba import audio, checkpoint, gallery
 from audiomamba.cli import main
 from audiomamba.config import ModelConfig, Tier
+from audiomamba.engine import launches
 from audiomamba.engine.choice import open_engine
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.models.waveform import WaveformModel
 from audiomamba_kernels.jit import jit
+from tests.cuda_on_cpu import emulate
 
 RATE = 16000
 Run = Callable[..., tuple[int, str, str]]
@@ -100,7 +106,9 @@ def test_a_zero_is_an_option_too(run: Run, tmp_path: Path) -> None:
     assert "--temperature does not go with --resume" in err
 
 
-def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) -> None:
+def test_a_take_goes_on_from_its_state(
+    run: Run, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run("--seconds", 0.3, "-n", 2, "--temperature", 0.9)[0] == 0
     whole = audio.read(tmp_path / "small_1_1.wav", RATE)
     half = ("--seconds", 0.15, "-n", 2, "--temperature", 0.9, "--save-state", "--overwrite")
@@ -119,9 +127,9 @@ def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) ->
     model = audiomamba.load(small)
     two = model.start(num=2)
     two.save(tmp_path / "two.safetensors")
-    code, _, err = run("--resume", tmp_path / "two.safetensors", "--stream")
-    assert code == 2
-    assert "two.safetensors holds 2" in err
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "-m", str(small), "--resume", f"{tmp_path}/two.safetensors", "--stream"])
+    assert "two.safetensors holds 2" in capfd.readouterr().err
     code, _, err = run("--resume", state, "--top-k", 3)
     assert code == 2
     assert "--top-k does not go with --resume" in err
@@ -129,6 +137,23 @@ def test_a_take_goes_on_from_its_state(run: Run, small: Path, tmp_path: Path) ->
     code, _, err = run("--resume", state)
     assert (code, err.count("\n")) == (1, 1)
     assert "is damaged or holds no saved streams" in err
+
+
+def test_weights_that_the_engine_has_not_are_one_line(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("--weights", "bfloat16")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "the numba engine, which runs here, has float32 alone; ask for float32" in err
+    run("--seconds", 0.01, "--save-state")
+    state = tmp_path / "small_1_0.safetensors"
+    assert run("--seconds", 0.01, "--resume", state, "--weights", "float32")[0] == 0
+    with safe_open(state, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads(file.metadata()["facts"]) | {"weights": "bfloat16"}
+        metadata = file.metadata() | {"facts": json.dumps(facts)}
+    save_file(tensors, state, metadata)
+    code, _, err = run("--seconds", 0.01, "--resume", state, "--overwrite")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "weights is 'bfloat16', but the numba engine" in err
 
 
 def test_a_stream_is_the_samples_of_the_file(
@@ -144,6 +169,29 @@ def test_a_stream_is_the_samples_of_the_file(
     assert np.array_equal(np.frombuffer(raw, "<i2"), written * 32768)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format", "wav"],
+        ["--output-dir", "."],
+        ["--overwrite", "--gallery", "x.html"],
+        ["--spectrogram", "--rank", "--keep", "1", "--guard", "--play"],
+        ["--save-state"],
+        ["--batch-size", "auto"],
+    ],
+    ids=" ".join,
+)
+def test_a_stream_takes_no_options_of_files(
+    options: list[str], small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "-m", str(small), "--stream", *options])
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    named = err.split("it does not go with ")[1].split(";")[0].split(", ")
+    assert sorted(named) == sorted(word for word in options if word.startswith("--"))
+
+
 def test_a_closed_pipe_ends_in_silence(small: Path, tmp_path: Path) -> None:
     for options in ("--stream --seconds 20", f"-n 99 --seconds 0.1 -o {tmp_path} --quiet"):
         command = f"{sys.executable} -u -m audiomamba generate -m {small} {options}"
@@ -157,6 +205,97 @@ def test_a_closed_pipe_ends_in_silence(small: Path, tmp_path: Path) -> None:
         assert [line for line in said if not line.startswith("seed")] == ["141"], done.stderr
     assert not list(tmp_path.glob(".*"))
     assert len(list(tmp_path.glob("*.wav"))) == len(list(tmp_path.glob("*.json"))) > 0
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A device of the CUDA engine, which runs on the CPU where there is no GPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    emulate(monkeypatch)
+    for module in ("engine.choice", "audiomodel"):
+        monkeypatch.setattr(f"audiomamba.{module}.choose_engine", lambda network: "cuda")
+    return "cpu"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure\nSearch for ..."),
+            1,
+            "error: the device failed (CUDA error: unspecified launch failure); audiomamba doctor "
+            "tells what works here; 2 of 4 files are finished and kept\n",
+        ),
+        (
+            RuntimeError("CUDA error: cuLaunchKernel: out of memory"),
+            1,
+            "error: the device's memory is full; free some of it, or ask for less at once; 2 of 4 "
+            "files are finished and kept\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted: 2 of 4 files are finished and kept\n"),
+    ],
+    ids=["lost", "full", "interrupted"],
+)
+def test_a_gpu_that_fails_leaves_what_is_finished(
+    run: Run,
+    gpu: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    landed, blocks = launches._landed, []
+
+    def failing(*arguments: Any) -> Any:  # where the host waits for the device
+        blocks.append(None)
+        if len(blocks) == 3:
+            raise error
+        return landed(*arguments)
+
+    monkeypatch.setattr(launches, "_landed", failing)
+    asked = (
+        "--seconds",
+        0.01,
+        "-n",
+        4,
+        "--batch-size",
+        1,
+        "--save-state",
+        "--rank",
+        "--device",
+        gpu,
+    )
+    assert run("--quiet", *asked) == (code, "", line)
+    kept = {f"small_1_{i}{end}" for i in (0, 1) for end in (".wav", ".json", ".safetensors")}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert record(tmp_path / "small_1_1.wav")["engine"] == "cuda"
+
+
+def test_a_disk_that_fills_up_stops_a_gpu(
+    run: Run, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if "_1_1" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    code, out, err = run("--seconds", 0.01, "-n", 4, "--batch-size", 2, "--device", gpu)
+    assert (code, out.splitlines()[1:]) == (1, [str(tmp_path / "small_1_0.wav")])
+    assert (err.count("\n"), "No space left on device" in err) == (1, True)
+    assert {path.name for path in tmp_path.iterdir()} == {"small_1_0.wav", "small_1_0.json"}
+
+
+def test_a_stream_of_a_gpu_ends_where_who_listens_goes(small: Path, gpu: str) -> None:
+    model = audiomamba.load(small, device=gpu)
+    stream = model.stream(seed=1)
+    begun = next(stream)
+    stream.close()
+    assert np.array_equal(model.generate(samples=begun.shape[1], seed=1), begun)
 
 
 class Page(HTMLParser):
@@ -182,7 +321,7 @@ def test_a_gallery_holds_all_in_one_page(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert str(page) in out
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=\"(?!data:)|https?:", text)
+    assert not re.search(r"src=\"(?!data:)|href=\"(?!#)|https?:", text)
     shown = Page(text)
     sounds = [found["src"] or "" for tag, found in shown.found if tag == "audio"]
     files = out.split()[2:4]
@@ -202,11 +341,37 @@ def test_a_gallery_holds_all_in_one_page(run: Run, tmp_path: Path) -> None:
     assert f"{page} is there already; add --overwrite" in err
 
 
+def test_a_gallery_lists_its_sounds_and_leads_to_each(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def draw(i: int) -> bytes:
+        drawn.append(i)
+        return b"picture"
+
+    exhibits = []
+    for i in range(3):
+        path = tmp_path / f"{i}.wav"
+        path.write_bytes(b"sound")
+        values = {"seed": 1, "index": i, "bits_per_sample": 2.0 + i, "temperature": 1.0}
+        exhibits.append(gallery.Exhibit(path=path, record=values, draw=partial(draw, i)))
+    gallery.write(tmp_path / "page.html", "three", exhibits)
+    assert drawn == [0, 1, 2]
+    shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    targets = [found["href"] for tag, found in shown.found if tag == "a"]
+    assert targets == [f"#{found['id']}" for tag, found in shown.found if tag == "article"]
+    assert "3 sounds\n" in shown.text
+    assert "1.wav -3.0000" in shown.text
+    named = [found["aria-label"] for tag, found in shown.found if tag == "audio"]
+    assert named == ["0.wav", "1.wav", "2.wav"]
+    gallery.write(tmp_path / "page.html", "one", exhibits[:1])
+    assert "details" not in (tmp_path / "page.html").read_text()
+
+
 def test_a_gallery_escapes_names(tmp_path: Path) -> None:
     path = tmp_path / "<b>'x'\"&.wav"
     path.write_bytes(b"sound")
     values = {"seed": 1, "index": 0, "bits_per_sample": 2.0, "temperature": 1.0}
-    exhibit = gallery.Exhibit(path=path, record=values, picture=b"picture")
+    exhibit = gallery.Exhibit(path=path, record=values, draw=lambda: b"picture")
     gallery.write(tmp_path / "page.html", "<script>", [exhibit])
     shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert not {"script", "b"} & {tag for tag, _ in shown.found}
@@ -260,13 +425,30 @@ def test_what_does_not_fit_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch
         assert err.count("\n") == 1
 
 
-def test_compiling_for_a_prompt_is_told() -> None:
+def test_a_prompt_that_does_not_fit_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    audio.write(tmp_path / "before.wav", np.zeros(99, np.float32), RATE)
+    monkeypatch.setattr(WaveformModel, "forward", full)
+    code, _, err = run("--seconds", 0.01, "--quiet", "--prompt", tmp_path / "before.wav")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: 2 samples of the prompt do not fit into the device's memory;")
+
+
+def test_compiling_for_a_prompt_is_told(caplog: pytest.LogCaptureFixture) -> None:
     tier = Tier(mixer="lti", n_layers=1, d_state=2)
     network = WaveformModel(ModelConfig(d_model=4, tiers=(tier, tier), pools=(2,))).eval()
     opened = open_engine(network)
-    fresh = jit(lambda x: x + 1)
+    functions = [jit(lambda x: x + 1), jit(lambda x: x + 2)]
     told: list[None] = []
-    network.register_forward_pre_hook(lambda *_: fresh(1) and None)
-    for _ in range(2):
-        read_prompt(network, opened, [np.zeros(9, np.int64)], lambda: told.append(None))
+    for fresh, notify in zip(functions, (lambda: told.append(None), None), strict=True):
+        hook = network.register_forward_pre_hook(lambda *_, fresh=fresh: fresh(1) and None)
+        for _ in range(2):
+            read_prompt(network, opened, [np.zeros(9, np.int64)], notify)
+        hook.remove()
     assert len(told) == 1
+    said = [r.getMessage() for r in caplog.records if r.name == "audiomamba.engine.prompt"]
+    assert said == ["compiling what reads prompts; this happens once and takes about 20 seconds"]

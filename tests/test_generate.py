@@ -103,6 +103,31 @@ def test_a_long_prompt_is_read_in_chunks(
         torch.testing.assert_close(whole.state, parts.state)
 
 
+def test_a_prompt_that_does_not_fit_is_read_in_smaller_chunks(
+    network: WaveformModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened, tokens = open_engine(network), prompt(100)
+    whole = read_prompt(network, opened, [tokens])
+    fits, forward = 20, WaveformModel.forward
+
+    def narrow(self: WaveformModel, tokens: torch.Tensor, state: Any) -> Any:
+        if tokens.shape[1] > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, tokens, state)
+
+    monkeypatch.setattr(WaveformModel, "forward", narrow)
+    monkeypatch.setattr("audiomamba.engine.prompt.CHUNK", 60)
+    parts = read_prompt(network, opened, [tokens])
+    assert (parts.position, parts.previous) == (whole.position, whole.previous)
+    torch.testing.assert_close(whole.state, parts.state)
+    told = [r.getMessage() for r in caplog.records if r.name == "audiomamba.engine.prompt"]
+    assert told == ["the prompt does not fit into memory; it is read by 15 samples"]
+    fits = 2
+    with pytest.raises(MemoryError, match="3 samples of the prompt do not fit into the device's"):
+        read_prompt(network, opened, [tokens])
+    assert read_prompt(network, opened, [tokens[:2]]).position == 2  # less than a period: stepped
+
+
 @pytest.mark.parametrize("engine", ["numba", "torch"])
 def test_tokens_of_more_than_8_bits_are_uint16(engine: str) -> None:
     torch.manual_seed(0)

@@ -60,6 +60,7 @@ ORDER = [
     {"audiomamba.saved"},
     {"audiomamba.session"},
     {"audiomamba.audiomodel"},
+    {"audiomamba.loading"},
     {
         "audiomamba.doctor",
         "audiomamba.encode",
@@ -217,6 +218,7 @@ import numpy as np
 import audiomamba, audiomamba.audiomodel
 class StandIn:
     name, sample_rate, weights_sha256, engine, temperature = "x", 16000, "", "numba", 1.0
+    weights = None
     def warm_up(self, notify):
         notify()
     def generate_each(self, samples, **options):
@@ -225,7 +227,7 @@ class StandIn:
         )
     def read(self, pieces, notify):
         return list(pieces)
-audiomamba.load = lambda name, device: StandIn()
+audiomamba.load = lambda name, **options: StandIn()
 run("generate", "-o", {str(tmp_path)!r}, "--seed", "1")
 run("generate", "-o", {str(tmp_path)!r}, "--prompt", {str(tmp_path / "x_1_0.wav")!r})
 """

@@ -22,6 +22,7 @@ from audiomamba.engine.steps import SteppedStreams
 from audiomamba.generate import Job, generate_streams
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.session import Take
+from tests.cuda_on_cpu import emulate
 
 S6 = Tier(mixer="s6", complex=True, n_layers=1, d_state=2)
 LTI = Tier(mixer="lti", complex=True, n_layers=1, d_state=2)
@@ -208,6 +209,7 @@ def test_a_file_of_another_model_version_or_kind_is_refused(tmp_path: Path) -> N
         (lambda t, m: fact(m, made=5.5), "later.*made is 5.5; it must be a whole number"),
         (lambda t, m: fact(m, made=-1), "made is -1"),
         (lambda t, m: fact(m, seed=-1), "later.*seed is -1"),
+        (lambda t, m: fact(m, weights="x"), "later.*weights is 'x'"),
         (lambda t, m: m.update(facts="{"), "damaged"),
         (lambda t, m: m.update(facts=json.dumps({})), "damaged"),
     ):
@@ -342,3 +344,37 @@ def test_streams_of_the_triton_engine_go_on_from_places(tmp_path: Path) -> None:
     whole = Job(samples=6, prompt=[*prompts])
     for m in generate_streams(network, whole, num=2, engine="triton"):
         assert np.array_equal(m.tokens[3:], gone_on[m.index].tokens)
+
+
+def test_weights_in_bfloat16_are_kept_through_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = make(LTI).network
+    with pytest.raises(ValueError, match=r"weights is 'bfloat16', but the numba engine, .* alone"):
+        AudioModel(network, weights="bfloat16")
+    with pytest.raises(ValueError, match="weights is 'int4'; choose one of float32, bfloat16"):
+        AudioModel(network, weights="int4")  # type: ignore[arg-type]
+    path = tmp_path / "later.safetensors"
+    with monkeypatch.context() as patch:
+        if torch.cuda.is_available():
+            network.cuda()
+        else:
+            emulate(patch)
+            for module in ("engine.choice", "audiomodel"):
+                patch.setattr(f"audiomamba.{module}.choose_engine", lambda network: "cuda")
+        exact, near = AudioModel(network), AudioModel(network, weights="bfloat16")
+        prompt = tone(5)
+        whole = near.generate(samples=40, seed=1, prompt=prompt)[:, 5:]
+        session = near.start(seed=1, prompt=prompt)
+        begun = session.run(9)
+        session.save(path)
+        exact.resume(path).save(path)  # says what it was, not what the model is
+        rest = exact.resume(path).run(31)
+        assert np.array_equal(np.concatenate([begun, rest], axis=1), whole)
+        assert next(near.generate_each(samples=9)).bits_per_sample != (
+            next(exact.generate_each(samples=9)).bits_per_sample
+        )
+    network.cpu()
+    with pytest.raises(ValueError, match="weights is 'bfloat16', but the numba engine"):
+        AudioModel(network).resume(path)
+    AudioModel(network, weights="float32").resume(path).run(1)

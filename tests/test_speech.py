@@ -205,6 +205,18 @@ def test_mistakes_end_with_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("recipe", ["asr_ctc", "spoken_digits"])
+def test_what_is_missing_is_told_before_the_work(
+    speech: Any, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchaudio.models", None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    arguments = ["--smoke", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"torchaudio's, .*: --models mamba mamba-causal gru$"):
+        speech.run(getattr(speech, recipe).RECIPE, arguments)
+    assert not list(tmp_path.iterdir())
+
+
 def test_fields_of_every_class_have_help(speech: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         speech.run(speech.asr_ctc.RECIPE, ["--help"])

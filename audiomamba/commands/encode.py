@@ -10,13 +10,7 @@ from audiomamba.commands import options
 
 
 @click.command()
-@click.argument(
-    "files",
-    metavar="FILE...",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-)
+@options.files
 @click.option(
     "-o",
     "--output-dir",

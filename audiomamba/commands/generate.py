@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import audiomamba
 from audiomamba.commands import generate_options, options
@@ -21,6 +22,22 @@ if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel
 
 COMPILING = "compiling for this machine; the next start finds it done"
+COMPILING_PROMPT = "compiling what reads prompts, for this machine; the next start finds it done"
+STREAMED = {  # what has a meaning for samples that go to no file
+    *(
+        "stream",
+        "seconds",
+        "num",
+        "seed",
+        "temperature",
+        "top_k",
+        "top_p",
+        "name",
+        "device",
+        "weights",
+    ),
+    *("prompt", "prompt_seconds", "without_prompt", "resume", "quiet", "debug"),
+}
 
 
 @click.command()
@@ -55,7 +72,7 @@ def generate(**given: Any) -> None:
         output.check_page(gallery, overwrite=flags.overwrite)
     if flags.prompt is not None:
         audio.check(flags.prompt)
-    model = audiomamba.load(flags.name, device=flags.device)
+    model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
     order = _plan(model, flags)
     if flags.stream:
         if order.num > 1:
@@ -84,18 +101,20 @@ def _check_use(flags: Flags) -> None:
         for name in ("prompt_seconds", "without_prompt"):
             if getattr(flags, name):
                 raise click.UsageError(f"{_option(name)} needs --prompt")
-    taken = {
-        "resume": ("seed", "temperature", "top_k", "top_p", "num", "prompt"),
-        "stream": ("play", "rank", "gallery", "spectrogram", "guard", "save_state", "batch_size"),
-    }
-    for name, others in taken.items():
-        for other in others:
-            if given(flags, name) and given(flags, other):
-                why = {
-                    "resume": "the file of --resume holds what that says",
-                    "stream": "--stream writes no file",
-                }[name]
-                raise click.UsageError(f"{_option(other)} does not go with {_option(name)}: {why}")
+    for name in ("seed", "temperature", "top_k", "top_p", "num", "prompt"):
+        if flags.resume and given(flags, name):
+            raise click.UsageError(
+                f"{_option(name)} does not go with --resume: its file holds what that says"
+            )
+    context = click.get_current_context()
+    idle = [
+        next(name for name in option.opts if name.startswith("--"))
+        for option in context.command.params
+        if option.name not in STREAMED
+        and context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
+    ]
+    if flags.stream and idle:
+        raise click.UsageError(f"--stream writes no file: it does not go with {', '.join(idle)}")
     if flags.stream and (flags.num or 1) > 1:
         raise click.UsageError(f"--num {flags.num} does not go with --stream: that is one stream")
     if flags.keep is not None and flags.keep > (flags.num or 1):
@@ -143,6 +162,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         **order.sampling,
         "prompt": None,
         "engine": model.engine,
+        "weights": model.weights or "float32",
         "device": flags.device,
     }
     return replace(order, record={**record, **order.record})
@@ -156,6 +176,7 @@ def _resumed(order: Order, path: Path) -> Order:
     from audiomamba.files import sha256
 
     begin = saved.read(path, order.model.network)
+    order.model.weights = order.model.weights or begin.weights
     return replace(
         order,
         num=len(begin.places),
@@ -191,12 +212,7 @@ def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
 
 def _placed(order: Order, flags: Flags) -> Order:
     """Compile, and read the prompt: neither counts as making sound."""
-
-    @functools.cache  # told once
-    def notify() -> None:
-        _say(COMPILING, flags, err=True)
-
-    order.model.warm_up(notify)
+    order.model.warm_up(lambda: _say(COMPILING, flags, err=True))
     if flags.prompt is None:
         return order
     prompt = read_prompt(
@@ -204,7 +220,7 @@ def _placed(order: Order, flags: Flags) -> Order:
         flags.prompt,
         flags.prompt_seconds,
         hold=not flags.without_prompt,
-        notify=notify,
+        notify=lambda: _say(COMPILING_PROMPT, flags, err=True),
     )
     record = {**order.record, "prompt": prompt.record}
     return replace(order, prompt=prompt.place, before=prompt.before, record=record)
@@ -214,14 +230,13 @@ def _show(path: Path, model: AudioModel, written: list[Written]) -> None:
     """Write the page of all files."""
     from audiomamba import audio, gallery, plot
 
-    exhibits = (
-        gallery.Exhibit(
-            path=one.path,
-            record=one.record,
-            picture=plot.png(audio.read(one.path, model.sample_rate), model.sample_rate),
-        )
+    def draw(sound: Path) -> bytes:
+        return plot.png(audio.read(sound, model.sample_rate), model.sample_rate)
+
+    exhibits = [
+        gallery.Exhibit(path=one.path, record=one.record, draw=partial(draw, one.path))
         for one in written
-    )
+    ]
     gallery.write(path, f"Audio generated by {model.name}", exhibits)
 
 

@@ -13,6 +13,7 @@ from audiomamba.commands import options
 
 if TYPE_CHECKING:
     from audiomamba.audio import Format
+    from audiomamba.engine.choice import Weights
     from audiomamba.generate import Batch
 
 
@@ -34,6 +35,7 @@ class Flags:
     save_state: bool
     name: str
     device: str
+    weights: Weights | None
     batch_size: Batch
     file_format: Format
     spectrogram: bool
@@ -192,6 +194,12 @@ showing = _all(
 where = _all(
     options.model,
     options.device,
+    click.option(
+        "--weights",
+        type=click.Choice(["float32", "bfloat16"]),
+        help="Type of the model's matrices; bfloat16, on a GPU alone, halves what is read for a "
+        "sample.  [default: float32; with --resume its file's]",
+    ),
     click.option(
         "--batch-size",
         type=BatchSize(),

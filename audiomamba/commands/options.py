@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +26,13 @@ def seconds(*names: str, **options: Any) -> Callable[[Any], Any]:
 
 
 debug = click.option("--debug", is_flag=True, expose_value=False, help="Show where an error arose.")
+files = click.argument(
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
 device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 model = click.option(
     "-m",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from audiomamba.commands.failure import device_failure
 from audiomamba.commands.generate_options import Flags
 
 if TYPE_CHECKING:
@@ -100,23 +101,38 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
                         _drop(written, max(written, key=lambda one: one.bits))
                     if not flags.rank:
                         bar.clear()
-                        click.echo(path)
+                        _tell(written[-1])
         except KeyboardInterrupt:
             bar.close()
-            kept = f"{made} of {order.num} files are finished and kept"
-            if flags.keep:
-                kept = f"{made} of {order.num} files were made, the likeliest {len(written)} kept"
-            click.echo(f"interrupted: {kept}", err=True)
+            click.echo(f"interrupted: {_kept(made, order, written, flags)}", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except RuntimeError as error:
+            reason = device_failure(error)
+            if reason is None:
+                raise
+            raise OSError(f"{reason}; {_kept(made, order, written, flags)}") from error
     took = time.perf_counter() - began
     if flags.rank:
         written = _ranked(written, made)
         for one in written:
-            click.echo(one.path)
+            _tell(one)
     if not flags.quiet:
         speed = made * seconds / took
         click.echo(f"{made * seconds:.1f} s of audio in {took:.1f} s, {speed:.2f} times real time")
     return written
+
+
+def _tell(one: Written) -> None:
+    """Print where a sound is, and its picture."""
+    click.echo(one.path)
+    if ".png" in one.beside:
+        click.echo(one.path.with_suffix(".png"))
+
+
+def _kept(made: int, order: Order, written: list[Written], flags: Flags) -> str:
+    if flags.keep:
+        return f"{made} of {order.num} files were made, the likeliest {len(written)} kept"
+    return f"{made} of {order.num} files are finished and kept"
 
 
 def _enters(written: list[Written], bits: float, keep: int) -> bool:
@@ -215,5 +231,6 @@ def _save_state(order: Order, take: Take, path: Path) -> None:
     if order.resumed is not None:
         nats += order.resumed.nats[take.index - order.first]
         made += order.resumed.made
-    now = saved.Saved(draw=draw, places=[take.place], made=made, nats=[nats])
+    weights = order.model.weights or "float32"
+    now = saved.Saved(draw=draw, places=[take.place], made=made, nats=[nats], weights=weights)
     saved.write(path, order.model.network, now)

@@ -26,6 +26,7 @@ from audiomamba_kernels.backend import why_not
 _log = logging.getLogger(__name__)
 
 EngineName = Literal["numba", "cuda", "triton", "torch"]
+Weights = Literal["float32", "bfloat16"]  # of an engine's matrices; all else is float32
 
 TOGETHER = 1024  # streams of a launch of a kernel, which need 0.3 MB each of a GPU
 STEPPED_TOGETHER = ROWS  # of streams in PyTorch, which gains nothing from more
@@ -55,8 +56,10 @@ def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
     return why_not_cuda(weight.device)
 
 
-def check_engine(network: WaveformModel, name: EngineName | None) -> EngineName:
-    """Return the engine asked for, or chosen; raise ValueError if it cannot run the model.
+def check_engine(
+    network: WaveformModel, name: EngineName | None, weights: Weights = "float32"
+) -> EngineName:
+    """Return the engine asked for, or chosen; raise ValueError if it cannot run the model so.
 
     A choice of PyTorch, the slow one, is logged as a warning, once for each reason; why a GPU has
     not the fastest, as information.
@@ -74,7 +77,19 @@ def check_engine(network: WaveformModel, name: EngineName | None) -> EngineName:
     reason = why_not_engine(name, network)
     if reason is not None:
         raise ValueError(f"the {name} engine cannot run: {reason}; use {choose_engine(network)!r}")
+    check_weights(name, weights)
     return name
+
+
+def check_weights(name: EngineName, weights: Weights) -> None:
+    """Raise ValueError if an engine has no weights of this type."""
+    if weights not in get_args(Weights):
+        raise ValueError(f"weights is {weights!r}; choose one of {', '.join(get_args(Weights))}")
+    if weights != "float32" and name not in ("cuda", "triton"):
+        raise ValueError(
+            f"weights is {weights!r}, but the {name} engine, which runs here, has float32 alone; "
+            "ask for float32, or load a model without attention onto a GPU"
+        )
 
 
 @cache
@@ -91,6 +106,8 @@ def open_engine(
     network: WaveformModel,
     name: EngineName | None = None,
     notify: Callable[[], None] | None = None,
+    *,
+    weights: Weights = "float32",
 ) -> Opened:
     """Lay out a model for an engine, and compile that if it has not been.
 
@@ -99,11 +116,12 @@ def open_engine(
         name: "numba" (one stream a CPU core), "cuda" (an NVIDIA GPU), "triton" (a GPU), "torch"
             (any device and mixer, the slow oracle), or None for `choose_engine`.
         notify: Called once before code is compiled, which takes some 20 seconds; None logs.
+        weights: Of the matrices; bfloat16 is half of what a GPU reads for a sample.
 
     Raises:
-        ValueError: If the engine cannot run the model.
+        ValueError: If the engine cannot run the model, or not with such weights.
     """
-    name = check_engine(network, name)
+    name = check_engine(network, name, weights)
     on_gpu = network.embedding.weight.device.type != "cpu"
     if name == "numba":
         engine = Engine(network)
@@ -112,20 +130,21 @@ def open_engine(
     if name == "torch":
         return Opened(partial(SteppedStreams, network), STEPPED_TOGETHER)
     with _tell_if_slow(notify) if on_gpu else nullcontext():
-        opened = Opened(partial(LaunchedStreams, _stream_engine(network, name)), TOGETHER)
+        opened = Opened(partial(LaunchedStreams, _stream_engine(network, name, weights)), TOGETHER)
         if on_gpu:  # else it is interpreted
             read_prompt(network, opened, [np.zeros(network.config.period + 1, np.int64)])
     return opened
 
 
-def _stream_engine(network: WaveformModel, name: EngineName) -> StreamEngine:
+def _stream_engine(network: WaveformModel, name: EngineName, weights: Weights) -> StreamEngine:
+    dtype: torch.dtype = getattr(torch, weights)
     if name == "cuda":
         from audiomamba.engine.cuda_engine import CudaEngine
 
-        return CudaEngine(network)
+        return CudaEngine(network, dtype=dtype)
     from audiomamba.engine.triton_engine import TritonEngine
 
-    return TritonEngine(network)
+    return TritonEngine(network, dtype=dtype)
 
 
 @contextmanager

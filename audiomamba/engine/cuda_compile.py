@@ -136,7 +136,7 @@ class Kernel:
         if status:
             message = ctypes.c_char_p()
             self._driver.cuGetErrorString(status, ctypes.byref(message))
-            raise RuntimeError(f"{name}: {(message.value or b'?').decode()}")
+            raise RuntimeError(f"CUDA error: {name}: {(message.value or b'?').decode()}")
 
 
 @cache

@@ -67,8 +67,8 @@ class CudaEngine(StreamEngine):
         return to_kernel(self.order, flat)
 
     def to_layout(self, state: Tensor) -> Tensor:
-        """Undo `from_layout`."""
-        return to_layout(self.order, state, self.layout.state_size)
+        """Undo `from_layout`, on any device."""
+        return to_layout(self.order.to(state.device), state, self.layout.state_size)
 
 
 def to_kernel(order: Tensor, flat: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ class LaunchedStreams:
 
     def __init__(self, engine: StreamEngine, places: Sequence[Place], draw: Draw) -> None:
         self._draw = draw
+        shared = all(place is places[0] for place in places)
         self._streams = engine.start(
-            joined(places),
+            joined(places[:1] if shared else places),
             streams=len(places),
             position=[place.position for place in places],
             previous=[place.previous for place in places],

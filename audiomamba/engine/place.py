@@ -22,7 +22,8 @@ class Place:
     """What a stream has behind it.
 
     Attributes:
-        state: Leaves (1, ...) of the PyTorch model's state.
+        state: Leaves (1, ...) of the PyTorch model's state, in the host's memory, so that a GPU has
+            room for the streams that run.
         position: Samples so far.
         previous: The latest token; silence before the first.
     """
@@ -98,7 +99,8 @@ def parted(
     state: Sequence[Tensor], positions: Sequence[int], previous: Sequence[int]
 ) -> list[Place]:
     """Return the places of streams whose leaves (streams, ...) are given together."""
+    here = [x.cpu() for x in state]
     return [
-        Place(state=[x[i : i + 1].clone() for x in state], position=position, previous=token)
+        Place(state=[x[i : i + 1].clone() for x in here], position=position, previous=token)
         for i, (position, token) in enumerate(zip(positions, previous, strict=True))
     ]

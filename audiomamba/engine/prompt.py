@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ from audiomamba_kernels.jit import announce
 
 CHUNK = 1 << 16  # samples read at once
 
+_log = logging.getLogger(__name__)
+
 
 def read_prompt(
     network: WaveformModel,
@@ -23,35 +28,66 @@ def read_prompt(
 ) -> Place:
     """Read a prompt that comes in pieces; memory does not grow with it.
 
-    Whole periods are read in parallel, CHUNK samples at a time; the engine steps through the rest.
+    Whole periods are read in parallel, CHUNK samples at a time, or as many as fit into memory if
+    those are fewer, which is logged; the engine steps through the rest.
 
     Args:
         network: The model.
         opened: What will go on from there.
         pieces: Tokens (samples,), integers.
-        notify: Called once before code is compiled, if any is; None does not tell.
+        notify: Called once before code is compiled, if any is; None logs a warning.
 
     Raises:
         ValueError: If tokens are no levels.
+        MemoryError: If not one period fits.
     """
     silence, period = network.config.tokenizer.silence, network.config.period
-    device, chunk = network.embedding.weight.device, max(1, CHUNK // period) * period
+    chunk = max(1, CHUNK // period) * period
     state, position, previous = network.initial_state(1), 0, silence
-    with announce(notify or (lambda: None)), torch.inference_mode():
+    with announce(notify or _log_compiling), torch.inference_mode():
         for tokens in _regular(pieces, chunk):
             check_tokens(network, tokens)
             whole = len(tokens) - len(tokens) % period
             if whole:
                 shifted = np.concatenate([[previous], tokens[: whole - 1]], dtype=np.int64)
-                _, state = network(torch.from_numpy(shifted)[None].to(device), state)
+                state, chunk = _read_periods(network, shifted, state, chunk)
                 position, previous = position + whole, int(tokens[whole - 1])
             rest = tokens[whole:]  # of the last chunk alone
-            place = Place(state=leaves(state), position=position, previous=previous)
-            if len(rest):
-                running = opened.start([place], Draw())
-                running.read(rest)
-                (place,) = running.places()
+        here = [leaf.cpu() for leaf in leaves(state)]
+        place = Place(state=here, position=position, previous=previous)
+        if len(rest):
+            running = opened.start([place], Draw())
+            running.read(rest)
+            (place,) = running.places()
     return place
+
+
+def _read_periods(
+    network: WaveformModel, tokens: Tokens, state: Any, chunk: int
+) -> tuple[Any, int]:
+    """Read whole periods, at most a chunk at once; return the state and the chunk that fits."""
+    period, device, at, told = network.config.period, network.embedding.weight.device, 0, chunk
+    while at < len(tokens):
+        part = torch.from_numpy(tokens[at : at + chunk])[None].to(device)
+        with suppress(torch.OutOfMemoryError):
+            _, state = network(part, state)
+            at += part.shape[1]
+            if chunk < told:
+                _log.warning("the prompt does not fit into memory; it is read by %d samples", chunk)
+                told = chunk
+            continue
+        torch.cuda.empty_cache()
+        chunk = part.shape[1] // (2 * period) * period
+        if not chunk:
+            raise MemoryError(
+                f"{period} samples of the prompt do not fit into the device's memory; free some "
+                "of it, or use another device"
+            )
+    return state, chunk
+
+
+def _log_compiling() -> None:
+    _log.warning("compiling what reads prompts; this happens once and takes about 20 seconds")
 
 
 def check_tokens(network: WaveformModel, tokens: Tokens) -> None:

@@ -70,7 +70,7 @@ class StreamEngine(ABC):
         return flat
 
     def to_layout(self, state: Tensor) -> Tensor:
-        """Undo `from_layout`."""
+        """Undo `from_layout`, on any device."""
         return state
 
     def start(
@@ -188,8 +188,11 @@ class Streams:
         self._told = (sampling, seed, first)
 
     def state(self) -> list[Tensor]:
-        """Return the leaves (streams, ...) of the PyTorch model's state at this point."""
-        return unpack_state(self._engine.layout, self._engine.to_layout(self._state))
+        """Return the leaves (streams, ...) of the PyTorch model's state at this point, on the CPU.
+
+        A GPU that the streams fill has no room for them once more.
+        """
+        return unpack_state(self._engine.layout, self._engine.to_layout(self._state.cpu()))
 
 
 def _signed(number: int) -> int:

@@ -137,6 +137,7 @@ def test_what_is_too_short_for_a_frame_has_none(subsampling: int, steps: int) ->
         (torch.zeros(2, 4, 5), torch.tensor([4]), r"must be \(2,\)"),
         (torch.zeros(2, 4, 3), None, r"\(batch, time, d_input = 5\)"),
         (torch.zeros(2, 4, 5, dtype=torch.long), None, "must be floating point"),
+        (torch.zeros(2, 4, 5).double(), None, r"encoder is torch\.float32; convert them, feat"),
     ],
 )
 def test_wrong_inputs_are_refused(features: Tensor, lengths: Any, message: str) -> None:
