@@ -27,6 +27,7 @@ from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.files import sha256
 from audiomamba.generate import Batch, Job, check_prompts, generate_streams, start_all
+from audiomamba.guard import NOISE, Guard
 from audiomamba.models.features import encode_rows
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
@@ -46,6 +47,7 @@ class AudioModel:
         name: What it was loaded as.
         weights_sha256: Of the file of weights, in hex; None for a network that came from no file.
         temperature: What its makers found to sound best; used where none is given.
+        validation_bits: Bits per sample on recordings that it did not learn; None if not known.
 
     Example:
         >>> model = audiomamba.load("piano")  # doctest: +SKIP
@@ -59,11 +61,13 @@ class AudioModel:
         name: str = "unnamed",
         weights_sha256: str | None = None,
         temperature: float = 1.0,
+        validation_bits: float | None = None,
     ) -> None:
         self.network = network.eval()
         self.name = name
         self.weights_sha256 = weights_sha256
         self.temperature = temperature
+        self.validation_bits = validation_bits
 
     @property
     def config(self) -> ModelConfig:
@@ -89,6 +93,19 @@ class AudioModel:
     def engine(self) -> EngineName:
         """What generates: "numba" (a CPU), "cuda" or "triton" (a GPU), "torch" (with attention)."""
         return choose_engine(self.network)
+
+    def default_guard(self) -> Guard:
+        """Return the guard of `guard=True`: its limit is NOISE times `validation_bits`.
+
+        Raises:
+            ValueError: If they are not known.
+        """
+        if self.validation_bits is None:
+            raise ValueError(
+                f"{self.name} has no validation bits, from which a guard's limit follows; give "
+                "a Guard with bits of its own"
+            )
+        return Guard(bits=NOISE * self.validation_bits)
 
     def warm_up(self, notify: Callable[[], None] | None = None) -> None:
         """Compile the engine now if it has not been; else the first `generate` does.
@@ -135,6 +152,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Waveform | Tensor | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Waveform: ...
@@ -150,6 +168,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Sequence[Waveform | Tensor],
         progress: Callable[[int], None] | None = None,
     ) -> list[Waveform]: ...
@@ -164,6 +183,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Waveform | Tensor | Sequence[Waveform | Tensor] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Waveform | list[Waveform]:
@@ -180,6 +200,7 @@ class AudioModel:
                 model's own.
             top_k: Draw from this many of the likeliest levels; None is all.
             top_p: Draw from the fewest levels that hold this share of the probability; None is all.
+            guard: True draws anew what runs away into noise, by `default_guard`; or a guard.
             prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, to be continued; or a list of
                 these, of any lengths, of which row i continues prompt i.
             progress: Called with the count of samples newly made.
@@ -198,6 +219,7 @@ class AudioModel:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            guard=guard,
             prompt=prompt,
             progress=progress,
         )
@@ -220,6 +242,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Prompt | Sequence[Prompt] | None = None,
         batch: Batch = None,
         progress: Callable[[int], None] | None = None,
@@ -240,7 +263,13 @@ class AudioModel:
         """
         sampling = self._sampling(temperature, top_k, top_p)
         prompts = encode_prompts(self.tokenizer, prompt, num)
-        job = Job(samples=samples, seed=seed, sampling=sampling, prompt=prompts)
+        job = Job(
+            samples=samples,
+            seed=seed,
+            sampling=sampling,
+            prompt=prompts,
+            guard=self._guard(guard),
+        )
         streams = generate_streams(
             self.network, job, num=len(prompts), first=first, batch=batch, progress=progress
         )
@@ -253,6 +282,7 @@ class AudioModel:
                         waveform=self.tokenizer.decode(made.tokens),
                         bits_per_sample=made.nats / (math.log(2) * samples),
                         place=made.place,
+                        rewinds=made.rewinds,
                     )
 
         return decoded()
@@ -266,6 +296,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Prompt | Sequence[Prompt] | None = None,
     ) -> Session:
         """Begin sounds that are made piece by piece, can be saved, and go on later.
@@ -280,7 +311,8 @@ class AudioModel:
         prompts = check_prompts(self.network, encode_prompts(self.tokenizer, prompt, num))
         opened = open_engine(self.network)
         places = start_all(self.network, opened, prompts)
-        begin = Saved(draw=draw, places=places, made=0, nats=[0.0] * len(places))
+        nats = [0.0] * len(places)
+        begin = Saved(draw=draw, places=places, made=0, nats=nats, guard=self._guard(guard))
         return Session(self.network, opened, begin)
 
     def resume(self, path: str | Path) -> Session:
@@ -303,6 +335,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Prompt | Sequence[Prompt] | None = None,
     ) -> Generator[Waveform, None, None]:
         """Make sound and give it in blocks as it is made.
@@ -312,7 +345,8 @@ class AudioModel:
 
         Returns:
             A generator of blocks, float32 (num, some), which together are what `generate` makes;
-            some tens of milliseconds of computing each. Closing it stops the work.
+            some tens of milliseconds of computing each, or with a guard half of what it judges,
+            and that by `Guard.back` later than it is made. Closing it stops the work.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -326,6 +360,7 @@ class AudioModel:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            guard=guard,
             prompt=prompt,
         )
         return session.blocks(samples)
@@ -378,6 +413,9 @@ class AudioModel:
     ) -> Sampling:
         return Sampling(self.temperature if temperature is None else temperature, top_k, top_p)
 
+    def _guard(self, guard: Guard | bool) -> Guard | None:
+        return (self.default_guard() if guard is True else guard) or None
+
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
     """Load a model.
@@ -397,4 +435,5 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> AudioModel:
         name=str(name),
         weights_sha256=sha256(directory / checkpoint.WEIGHTS),
         temperature=checkpoint.read_temperature(directory),
+        validation_bits=checkpoint.read_validation_bits(directory),
     )

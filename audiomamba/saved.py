@@ -19,6 +19,7 @@ from torch import Tensor
 from audiomamba.audio import naming
 from audiomamba.engine.place import Draw, Place, joined, parted
 from audiomamba.files import replacing
+from audiomamba.guard import Guard
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_whole
 from audiomamba.state import from_leaves, leaves
@@ -35,12 +36,14 @@ class Saved:
         places: Where each stands.
         made: Samples made of each, without its prompt.
         nats: Minus the log-likelihood of these, of each.
+        guard: When they are taken back.
     """
 
     draw: Draw
     places: Sequence[Place]
     made: int
     nats: Sequence[float]
+    guard: Guard | None = None
 
 
 def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
@@ -60,6 +63,7 @@ def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
         "first": saved.draw.first,
         "made": saved.made,
         "sampling": asdict(saved.draw.sampling),
+        "guard": None if saved.guard is None else asdict(saved.guard),
     }
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
     with naming(Path(path)), replacing(path) as temporary:
@@ -99,6 +103,7 @@ def read(path: str | Path, network: WaveformModel) -> Saved:
             places=parted(state, positions, previous),
             made=facts["made"],
             nats=tensors["nats"].tolist(),
+            guard=Guard(**facts["guard"]) if facts.get("guard") else None,
         )
 
 
