@@ -6,8 +6,8 @@
     python benchmarks/runaway.py --smoke                     # tiny, random weights
 
 A setting is TEMPERATURE, /TOP_P where there is a cut, +guard where a guard watches. Every setting
-has the same streams of random numbers. What counts as noise is measured on the waveform, by level and
-flatness (`audiomamba.drift`), where a guard looks at likelihoods alone. With --data, tokens of
+has the same streams of random numbers. What counts as noise is measured on the waveform, by level
+and flatness (`audiomamba.drift`), where a guard looks at likelihoods alone. With --data, tokens of
 recordings, the clips of their test split are counted too, to see what the measure says of them.
 Intervals are Wilson's, of 95 %.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ def _check_use(flags: Flags) -> None:
                 raise click.UsageError(f"{_option(name)} needs --prompt")
     taken = {
         "resume": ("seed", "temperature", "top_k", "top_p", "num", "prompt"),
-        "stream": ("play", "rank", "gallery", "spectrogram", "guard", "save_state", "batch_size"),
+        "stream": ("play", "rank", "gallery", "spectrogram", "save_state", "batch_size"),
     }
     for name, others in taken.items():
         for other in others:
@@ -96,6 +96,8 @@ def _check_use(flags: Flags) -> None:
                     "stream": "--stream writes no file",
                 }[name]
                 raise click.UsageError(f"{_option(other)} does not go with {_option(name)}: {why}")
+    if flags.stream and flags.guard == "warn":
+        raise click.UsageError("--guard warn does not go with --stream; --guard rewind does")
     if flags.stream and (flags.num or 1) > 1:
         raise click.UsageError(f"--num {flags.num} does not go with --stream: that is one stream")
     if flags.keep is not None and flags.keep > (flags.num or 1):
@@ -133,6 +135,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
             "top_k": flags.top_k,
             "top_p": flags.top_p,
         },
+        guard=model.default_guard() if flags.guard == "rewind" else None,
     )
     if flags.resume is not None:
         order = _resumed(order, flags.resume)
@@ -141,6 +144,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         "weights_sha256": model.weights_sha256,
         "seconds": samples / model.sample_rate,
         **order.sampling,
+        "guard": None if order.guard is None else asdict(order.guard),
         "prompt": None,
         "engine": model.engine,
         "device": flags.device,
@@ -150,8 +154,6 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
 
 def _resumed(order: Order, path: Path) -> Order:
     """Return an order that goes on from a file of saved streams."""
-    from dataclasses import asdict
-
     from audiomamba import saved
     from audiomamba.files import sha256
 
@@ -161,6 +163,7 @@ def _resumed(order: Order, path: Path) -> Order:
         num=len(begin.places),
         first=begin.draw.first,
         sampling={"seed": begin.draw.seed, **asdict(begin.draw.sampling)},
+        guard=order.guard or begin.guard,
         prompt=list(begin.places),
         resumed=begin,
         record={

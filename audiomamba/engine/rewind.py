@@ -40,8 +40,8 @@ class Rule:
     """When streams are taken back, and how far.
 
     Attributes:
-        bad: Says of pieces that follow one another, `reach` of them or fewer at the beginning,
-            whether the last must not stay.
+        bad: Says of pieces that follow one another, those that could be drawn anew, whether the
+            last must not stay.
         samples: Of a piece.
         reach: Pieces that are drawn anew, the bad one among them.
         tries: How often, before a stream may go on as it is, until a piece is good again.
@@ -76,6 +76,7 @@ class _Track:
         nats: Of that.
         done: Samples of that.
         held: Of that, what is not handed over.
+        free: How many of the last pieces may still be thrown away, whatever is held for others.
         tried: How often it was taken back lately.
         clear: How far it must come, in samples, for that not to count any more.
         lost: Whether it goes on although it is bad.
@@ -86,15 +87,18 @@ class _Track:
     nats: float = 0.0
     done: int = 0
     held: list[Piece] = field(default_factory=list)
+    free: int = 0
     tried: int = 0
     clear: int = 0
     lost: bool = False
     rewinds: Rewinds = field(default_factory=Rewinds)
 
     def go_back(self, pieces: int) -> None:
-        """Throw away the last so many pieces, or all that is held."""
+        """Throw away the last so many pieces, or all that are free."""
+        pieces = min(pieces, self.free)
         thrown = self.held[-pieces:]
         del self.held[-pieces:]
+        self.free -= pieces
         samples = sum(len(piece.tokens) for piece in thrown)
         self.tried, self.clear = self.tried + 1, max(self.clear, self.done + samples)
         self.place, self.nats, self.done = thrown[0].begin, thrown[0].before, self.done - samples
@@ -185,8 +189,9 @@ class RewindingStreams:
         track, rule = self._tracks[i], self._rule
         track.held.append(Piece(tokens, nats - track.nats, track.place, track.nats))
         track.place, track.nats, track.done = place, nats, track.done + len(tokens)
+        track.free += 1
         seed, number = self._draw.key(i)
-        if not rule.bad(track.held[-rule.reach :]):
+        if not rule.bad(track.held[-min(track.free, rule.reach) :]):
             track.lost = False
             if track.done >= track.clear:
                 track.tried = 0
@@ -196,14 +201,15 @@ class RewindingStreams:
             track.go_back(rule.reach)
             self._keys[i] = (_another(seed, track.rewinds.times), number)
             self._members = []  # the engine must begin anew
+        track.free = min(track.free, rule.reach)
 
     def _leave(self, track: _Track, number: int, samples: int) -> None:
         """Let a bad piece stay, and say so the first time."""
         times, thrown, bad = track.rewinds
         if not bad:
             _log.warning(
-                "stream %d is bad from sample %d on, also after it was drawn anew %d times; it "
-                "goes on as it is",
+                "stream %d runs away at sample %d, also after it was drawn anew %d times; it goes "
+                "on as it is",
                 number,
                 track.done - samples,
                 track.tried,
@@ -212,9 +218,7 @@ class RewindingStreams:
 
     def _final(self, track: _Track, samples: int) -> int:
         """Return how many samples of a stream can not be unsaid any more."""
-        if track.done == samples:
-            return samples
-        return max(0, track.done - self._rule.reach * self._rule.samples)
+        return samples if track.done == samples else track.done - track.free * self._rule.samples
 
 
 def _another(seed: int, count: int) -> int:
