@@ -61,7 +61,7 @@ def same(one: Made, other: Made) -> bool:
 @given(
     samples=st.integers(1, 150),
     num=st.integers(1, 4),
-    seconds=st.floats(0.01, 0.7),
+    seconds=st.floats(0.1, 0.7),
     back=st.floats(1, 3),
     seed=st.integers(0, 2**64 - 1),
 )
