@@ -122,19 +122,18 @@ def main() -> None:
             {"setting": "recordings", **count(clips, model.sample_rate, limits, classifier)}
         )
         report(record["rows"][-1])
+    out = flags.out or (Path(tempfile.mkdtemp()) if flags.smoke else HERE / "results")
+    out.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "_", Path(model.name).name.lower() + flags.tag)
     model.generate(samples=1)  # compiles
     for setting in flags.settings:
         record["rows"].append(run(model, setting, guard, limits, classifier, flags))
         report(record["rows"][-1])
-    save(record, flags)
+        save(record, out / f"runaway_{slug}.json")  # each row costs minutes
 
 
-def save(record: dict[str, Any], flags: argparse.Namespace) -> None:
-    """Write the record."""
-    out = flags.out or (Path(tempfile.mkdtemp()) if flags.smoke else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "_", Path(record["model"]).name.lower() + flags.tag)
-    with replacing(out / f"runaway_{slug}.json") as part:
+def save(record: dict[str, Any], path: Path) -> None:
+    with replacing(path) as part:
         part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
