@@ -28,7 +28,8 @@ class Guard:
         seconds: over so long.
         back: How far a stream goes back, in seconds, at least `seconds`; what is streamed comes so
             much later.
-        tries: How often it is drawn anew before it may go on as it is, until it is likely again.
+        tries: How often it is drawn anew before it may go on as it is, until it is likely again; 0
+            only tells.
 
     Raises:
         ValueError: If a value is out of range or no number.
@@ -46,8 +47,8 @@ class Guard:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive and finite")
         if self.back < self.seconds:
             raise ValueError(f"back is {self.back}; it must be at least seconds, {self.seconds}")
-        if check_whole(self.tries, "tries") < 1:
-            raise ValueError(f"tries is {self.tries}; it must be at least 1")
+        if check_whole(self.tries, "tries") < 0:
+            raise ValueError(f"tries is {self.tries}; it must be 0 or more")
 
     def rule(self, sample_rate: int) -> Rule:
         """Return this as streams at a sample rate follow it."""

@@ -20,7 +20,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def run(
         seed=flags.seed,
         temperature=setting.temperature,
         top_p=setting.top_p,
-        guard=guard if setting.guard else False,
+        guard=guard if setting.guard else replace(guard, tries=0),
         batch=flags.batch,
     )
 
@@ -174,11 +174,12 @@ def run(
     row = {"setting": setting.name, **count(waveforms(), model.sample_rate, limits, classifier)}
     row["wall_seconds"] = round(time.perf_counter() - began, 1)
     row["bits_per_sample"] = round(float(np.mean(bits)), 4)
+    row["unlikely"] = share(sum(one.bad > 0 for one in rewinds), flags.num)
+    row["unlikely_seconds"] = round(sum(one.bad for one in rewinds) / (samples * flags.num), 4)
     if setting.guard:
         row["rewound"] = share(sum(one.times > 0 for one in rewinds), flags.num)
         row["rewinds"] = sum(one.times for one in rewinds)
         row["drawn_anew"] = round(sum(one.samples for one in rewinds) / (samples * flags.num), 4)
-        row["gave_up"] = share(sum(one.bad > 0 for one in rewinds), flags.num)
     return row
 
 

@@ -70,5 +70,5 @@ def test_it_runs_tiny(
     assert (plain["setting"], guarded["setting"]) == ("1", "1+guard")
     assert plain["noise"]["count"] == 0  # two seconds of which are no fault yet
     assert guarded["rewinds"] == 16
-    assert guarded["gave_up"]["count"] == 2
+    assert plain["unlikely"]["count"] == guarded["unlikely"]["count"] == 2
     assert record["guard"]["bits"] == pytest.approx(1.6 * 4)

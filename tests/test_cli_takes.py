@@ -340,6 +340,16 @@ def test_a_guarded_stream_is_that_of_the_file(
     assert sound == audio.to_pcm16(whole)
 
 
+def test_a_warning_alone_watches_the_likelihood_too(
+    run: Run, tmp_path: Path, known: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("--seconds", 1, "--guard", "warn")[0] == 0
+    found = record(tmp_path / "small_1_0.wav")
+    assert found["guard"] == {"bits": known, "seconds": 0.5, "back": 1.0, "tries": 0}
+    assert found["rewinds"] == {"times": 0, "samples": 0, "bad": 12000}
+    assert "stream 0 runs away at sample 4000; it goes on as it is" in caplog.text
+
+
 def test_a_stream_warns_of_nothing(run: Run) -> None:
     code, _, err = run("--stream", "--guard")
     assert code == 2

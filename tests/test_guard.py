@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,19 @@ def test_what_stays_bad_goes_on_and_that_is_told_once(
     assert len([r for r in caplog.records if r.name == "audiomamba.engine.rewind"]) == 1
 
 
+def test_without_tries_a_guard_only_tells(
+    network: WaveformModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = dataclasses.replace(OFTEN, tries=0)
+    one = made(network, Job(samples=333, seed=3, guard=guard))[0]
+    assert same(one, made(network, Job(samples=333, seed=3))[0])
+    assert one.rewinds is not None
+    assert one.rewinds.times == 0
+    assert one.rewinds.bad > 0
+    (told,) = [r.getMessage() for r in caplog.records if r.name == "audiomamba.engine.rewind"]
+    assert re.fullmatch(r"stream 0 runs away at sample \d+; it goes on as it is", told)
+
+
 def test_tries_count_anew_once_a_stream_has_come_through(network: WaveformModel) -> None:
     judge = Judge(50, 2)
     streams, _ = watched(network, judge, 75)
@@ -248,7 +262,7 @@ def test_the_limit_follows_from_the_bits_of_validation(model: AudioModel) -> Non
         ({"bits": "3"}, "bits is '3'; it must be a number"),
         ({"bits": 3, "seconds": -1}, "seconds is -1"),
         ({"bits": 3, "seconds": 2}, "back is 1.0; it must be at least seconds, 2"),
-        ({"bits": 3, "tries": 0}, "tries is 0; it must be at least 1"),
+        ({"bits": 3, "tries": -1}, "tries is -1; it must be 0 or more"),
         ({"bits": 3, "tries": 1.5}, "tries is 1.5; it must be a whole number"),
     ],
 )

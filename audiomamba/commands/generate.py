@@ -19,6 +19,7 @@ from audiomamba.commands.takes import Order, Written, companions, write_takes
 
 if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel
+    from audiomamba.guard import Guard
 
 COMPILING = "compiling for this machine; the next start finds it done"
 
@@ -135,7 +136,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
             "top_k": flags.top_k,
             "top_p": flags.top_p,
         },
-        guard=model.default_guard() if flags.guard == "rewind" else None,
+        guard=_guard(model, flags),
     )
     if flags.resume is not None:
         order = _resumed(order, flags.resume)
@@ -150,6 +151,14 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         "device": flags.device,
     }
     return replace(order, record={**record, **order.record})
+
+
+def _guard(model: AudioModel, flags: Flags) -> Guard | None:
+    """Return what watches the likelihood: to warn alone, it does without what it cannot know."""
+    if flags.guard is None or (flags.guard == "warn" and model.validation_bits is None):
+        return None
+    guard = model.default_guard()
+    return guard if flags.guard == "rewind" else replace(guard, tries=0)
 
 
 def _resumed(order: Order, path: Path) -> Order:

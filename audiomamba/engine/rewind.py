@@ -207,12 +207,10 @@ class RewindingStreams:
         """Let a bad piece stay, and say so the first time."""
         times, thrown, bad = track.rewinds
         if not bad:
+            anew = f", also after it was drawn anew {track.tried} times" if track.tried else ""
+            at = track.done - samples
             _log.warning(
-                "stream %d runs away at sample %d, also after it was drawn anew %d times; it goes "
-                "on as it is",
-                number,
-                track.done - samples,
-                track.tried,
+                "stream %d runs away at sample %d%s; it goes on as it is", number, at, anew
             )
         track.lost, track.rewinds = True, Rewinds(times, thrown, bad + samples)
 
