@@ -19,7 +19,7 @@ import audiomamba
 from audiomamba.audiomodel import AudioModel
 from audiomamba.config import ModelConfig, Tier
 from audiomamba.engine import rewind
-from audiomamba.engine.choice import open_engine, why_not_engine
+from audiomamba.engine.choice import open_engine
 from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.rewind import Piece, RewindingStreams, Rule
 from audiomamba.generate import Job, Made, generate_streams
@@ -188,15 +188,11 @@ def test_a_stream_under_a_guard_is_what_it_is_alone(network: WaveformModel) -> N
         assert same(one, together[index])
 
 
-@pytest.mark.parametrize("engine", ["torch", "triton"])
-def test_every_engine_makes_the_same_under_a_guard(network: WaveformModel, engine: Any) -> None:
-    if why_not_engine(engine, network) is not None:
-        pytest.skip(f"no {engine} here")
-    guard = Guard(bits=7.6, seconds=0.04, back=0.06, tries=2)
-    job = Job(samples=15, seed=4, guard=guard)
+def test_pytorch_makes_the_same_under_a_guard(network: WaveformModel) -> None:
+    job = Job(samples=75, seed=4, guard=OFTEN)
     expected = made(network, job, num=3, engine="numba")
     assert sum(one.rewinds.times for one in expected.values()) > 0  # type: ignore[union-attr]
-    for index, one in made(network, job, num=3, engine=engine).items():
+    for index, one in made(network, job, num=3, engine="torch").items():
         assert np.array_equal(one.tokens, expected[index].tokens)
         assert one.rewinds == expected[index].rewinds
         assert one.nats == pytest.approx(expected[index].nats, rel=1e-5)
