@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from audiomamba.engine.place import Place, Tokens
+from audiomamba.guard import Guard
 from audiomamba.sampling import check_real, check_whole
 from audiomamba.tokenizer import Tokenizer
 from audiomamba.waveform import Waveform as Waveform
@@ -26,6 +27,7 @@ class Options(TypedDict, total=False):
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    guard: Guard | bool
 
 
 def count_samples(seconds: float, sample_rate: int) -> int:

@@ -23,16 +23,11 @@ from audiomamba.arguments import (
     encode_prompts,
 )
 from audiomamba.config import ModelConfig
-from audiomamba.engine.choice import (
-    EngineName,
-    Weights,
-    check_weights,
-    choose_engine,
-    open_engine,
-)
+from audiomamba.engine.choice import EngineName, Weights, check_weights, choose_engine, open_engine
 from audiomamba.engine.place import Draw, Opened, Place
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.generate import Batch, Job, check_prompts, generate_streams, start_all
+from audiomamba.guard import Guard, default_guard
 from audiomamba.models.features import encode_rows
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
@@ -57,6 +52,7 @@ class AudioModel:
         temperature: What its makers found to sound best; used where none is given.
         weights: Of the matrices that generate, not of `network`: "float32", or, of an engine on a
             GPU, "bfloat16"; None is float32, and for `resume` what it was saved with.
+        validation_bits: Bits per sample on recordings that it did not learn; None if not known.
 
     Raises:
         ValueError: If the engine has no such weights.
@@ -74,12 +70,14 @@ class AudioModel:
         weights_sha256: str | None = None,
         temperature: float = 1.0,
         weights: Weights | None = None,
+        validation_bits: float | None = None,
     ) -> None:
         self.network = network.eval()
         self.name = name
         self.weights_sha256 = weights_sha256
         self.temperature = temperature
         self.weights = weights
+        self.validation_bits = validation_bits
         if weights is not None:
             check_weights(self.engine, weights)
 
@@ -107,6 +105,10 @@ class AudioModel:
     def engine(self) -> EngineName:
         """What generates: "numba" (a CPU), "cuda" or "triton" (a GPU), "torch" (with attention)."""
         return choose_engine(self.network)
+
+    def default_guard(self) -> Guard:
+        """Return the guard of `guard=True`; raise ValueError if `validation_bits` are not known."""
+        return default_guard(self.validation_bits, self.name)
 
     def warm_up(self, notify: Callable[[], None] | None = None) -> None:
         """Compile the engine now if it has not been; else the first `generate` does.
@@ -174,6 +176,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Waveform | Tensor | Sequence[Waveform | Tensor] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Waveform | list[Waveform]:
@@ -190,6 +193,7 @@ class AudioModel:
                 model's own.
             top_k: Draw from this many of the likeliest levels; None is all.
             top_p: Draw from the fewest levels that hold this share of the probability; None is all.
+            guard: True draws anew what runs away into noise, by `default_guard`; or a guard.
             prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, to be continued; or a list of
                 these, of any lengths, of which row i continues prompt i.
             progress: Called with the count of samples newly made.
@@ -208,6 +212,7 @@ class AudioModel:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            guard=guard,
             prompt=prompt,
             progress=progress,
         )
@@ -230,6 +235,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Prompt | Sequence[Prompt] | None = None,
         batch: Batch = None,
         progress: Callable[[int], None] | None = None,
@@ -250,7 +256,8 @@ class AudioModel:
         """
         sampling = self._sampling(temperature, top_k, top_p)
         prompts = encode_prompts(self.tokenizer, prompt, num)
-        job = Job(samples=samples, seed=seed, sampling=sampling, prompt=prompts)
+        rule = self._guard(guard)
+        job = Job(samples=samples, seed=seed, sampling=sampling, prompt=prompts, guard=rule)
         streams = generate_streams(
             *(self.network, job),
             num=len(prompts),
@@ -268,6 +275,7 @@ class AudioModel:
                         waveform=self.tokenizer.decode(made.tokens),
                         bits_per_sample=made.nats / (math.log(2) * samples),
                         place=made.place,
+                        rewinds=made.rewinds,
                     )
 
         return decoded()
@@ -281,6 +289,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guard: Guard | bool = False,
         prompt: Prompt | Sequence[Prompt] | None = None,
     ) -> Session:
         """Begin sounds that are made piece by piece, can be saved, and go on later.
@@ -295,13 +304,8 @@ class AudioModel:
         prompts = check_prompts(self.network, encode_prompts(self.tokenizer, prompt, num))
         opened = self._open()
         places = start_all(self.network, opened, prompts)
-        begin = Saved(
-            draw=draw,
-            places=places,
-            made=0,
-            nats=[0.0] * len(places),
-            weights=self.weights or "float32",
-        )
+        nats, weights, rule = [0.0] * len(places), self.weights or "float32", self._guard(guard)
+        begin = Saved(draw=draw, places=places, made=0, nats=nats, weights=weights, guard=rule)
         return Session(self.network, opened, begin)
 
     def resume(self, path: str | Path) -> Session:
@@ -333,7 +337,8 @@ class AudioModel:
 
         Returns:
             A generator of blocks, float32 (num, some), which together are what `generate` makes;
-            some tens of milliseconds of computing each. Closing it stops the work.
+            some tens of milliseconds of computing each, or with a guard half of what it judges,
+            and that by `Guard.back` later than it is made. Closing it stops the work.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -392,3 +397,6 @@ class AudioModel:
         self, temperature: float | None, top_k: int | None, top_p: float | None
     ) -> Sampling:
         return Sampling(self.temperature if temperature is None else temperature, top_k, top_p)
+
+    def _guard(self, guard: Guard | bool) -> Guard | None:
+        return (self.default_guard() if guard is True else guard) or None

@@ -43,8 +43,8 @@ def save(
         weights: The state dict of a `WaveformModel`.
         dtype: Stored type; float16 halves the file and costs less than the rounding to 256 levels.
         temperature: What `generate` takes where none is given.
-        training: Plain values to keep in the config under "training" (steps, data, scores); never
-            read on loading.
+        training: Plain values to keep in the config under "training" (steps, data, scores), of
+            which loading reads "validation_bits_per_sample" alone.
     """
     values = {
         "model": config.to_dict(),
@@ -152,6 +152,13 @@ def read_temperature(directory: Path) -> float:
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError(f"{directory / CONFIG}: temperature is {value!r}; it must be 0 or more")
     return float(value)
+
+
+def read_validation_bits(directory: Path) -> float | None:
+    """Read a folder's model's bits per sample on validation data; None if they are not there."""
+    training = _read(directory).get("training", {})
+    bits = training.get("validation_bits_per_sample") if isinstance(training, dict) else None
+    return float(bits) if isinstance(bits, (int, float)) and 0 < bits < float("inf") else None
 
 
 def _read(directory: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import torch
 from audiomamba.engine.choice import EngineName, Weights, check_engine, open_engine
 from audiomamba.engine.place import Draw, Opened, Place, Running, Tokens
 from audiomamba.engine.prompt import check_tokens, read_prompt
+from audiomamba.engine.rewind import RewindingStreams, Rewinds
+from audiomamba.guard import Guard, guarded
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed, check_whole
 
@@ -34,12 +36,14 @@ class Made:
         tokens: What is new, (samples,) of the tokenizer's dtype.
         nats: Minus their log-likelihood, by the model as it is: temperature 1, no cuts.
         place: Where it stands, to go on from.
+        rewinds: What its guard did; None without one.
     """
 
     index: int
     tokens: Tokens
     nats: float
     place: Place
+    rewinds: Rewinds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class Job:
         sampling: How tokens are drawn.
         prompt: Integers (samples,), tokens to continue, or empty; or a place, as `read_prompt`
             gives it; or a list of these, one a stream.
+        guard: When a stream is taken back; None is never.
 
     Raises:
         ValueError: If a value is out of range.
@@ -63,6 +68,7 @@ class Job:
     prompt: Tokens | Place | list[Tokens | Place] = field(
         default_factory=lambda: np.empty(0, np.int64)
     )
+    guard: Guard | None = None
 
     def __post_init__(self) -> None:
         if check_whole(self.samples, "samples") < 1:
@@ -115,6 +121,7 @@ def generate_streams(
     def make(progress: Progress) -> Streams:
         opened = open_engine(network, name, weights=weights)
         places = start_all(network, opened, prompts)
+        opened = guarded(opened, job.guard, network.config.sample_rate)
         at, size = 0, opened.together if batch is None or batch == "auto" else batch
         while at < num:
             draw = Draw(sampling=job.sampling, seed=job.seed, first=first + at)
@@ -128,6 +135,7 @@ def generate_streams(
                     done += block.shape[1]
                     progress(block.size)
             spent, places_after = running.nats().tolist(), deque(running.places())
+            rewinds = running.rewinds() if isinstance(running, RewindingStreams) else [None] * count
             del running, blocks  # they would hold memory beside the next batch
             for i in range(count):
                 yield Made(
@@ -135,6 +143,7 @@ def generate_streams(
                     tokens=tokens[i].copy(),
                     nats=spent[i],
                     place=places_after.popleft(),
+                    rewinds=rewinds[i],
                 )
             at += count
 

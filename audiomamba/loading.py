@@ -35,4 +35,5 @@ def load(
         weights_sha256=sha256(directory / checkpoint.WEIGHTS),
         temperature=checkpoint.read_temperature(directory),
         weights=weights,
+        validation_bits=checkpoint.read_validation_bits(directory),
     )

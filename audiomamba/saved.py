@@ -20,6 +20,7 @@ from audiomamba.audio import naming
 from audiomamba.engine.choice import Weights
 from audiomamba.engine.place import Draw, Place, joined, parted
 from audiomamba.files import replacing
+from audiomamba.guard import Guard
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_whole
 from audiomamba.state import from_leaves, leaves
@@ -37,6 +38,7 @@ class Saved:
         made: Samples made of each, without its prompt.
         nats: Minus the log-likelihood of these, of each.
         weights: Of the engine that made them.
+        guard: When they are taken back.
     """
 
     draw: Draw
@@ -44,6 +46,7 @@ class Saved:
     made: int
     nats: Sequence[float]
     weights: Weights = "float32"
+    guard: Guard | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in get_args(Weights):
@@ -68,6 +71,7 @@ def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
         "made": saved.made,
         "sampling": asdict(saved.draw.sampling),
         "weights": saved.weights,
+        "guard": None if saved.guard is None else asdict(saved.guard),
     }
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
     with naming(Path(path)), replacing(path) as temporary:
@@ -108,6 +112,7 @@ def read(path: str | Path, network: WaveformModel) -> Saved:
             made=facts["made"],
             nats=tensors["nats"].tolist(),
             weights=facts.get("weights", "float32"),
+            guard=Guard(**facts["guard"]) if facts.get("guard") else None,
         )
 
 

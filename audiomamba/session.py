@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from audiomamba import saved
 from audiomamba.arguments import Waveform
 from audiomamba.engine.place import Opened, Place
+from audiomamba.engine.rewind import Rewinds
 from audiomamba.generate import start_fitting
+from audiomamba.guard import guarded
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import check_whole
 from audiomamba.saved import Saved
@@ -30,18 +32,21 @@ class Take:
         bits_per_sample: Minus its log-likelihood by the model itself, whatever the temperature and
             cuts: what `AudioModel.nll` says of it; after a prompt, given the prompt.
         place: Where it stands, to go on from.
+        rewinds: What its guard did; None without one.
     """
 
     index: int
     waveform: Waveform
     bits_per_sample: float
     place: Place
+    rewinds: Rewinds | None = None
 
 
 class Session:
     """Streams side by side; what they make does not depend on how it is cut into pieces.
 
-    `AudioModel.start` and `AudioModel.resume` give one.
+    `AudioModel.start` and `AudioModel.resume` give one. Under a guard each run is watched on its
+    own: what is drawn anew near its begin or end then depends on where that is.
 
     Attributes:
         made: Samples made of each stream, without its prompt.
@@ -56,6 +61,7 @@ class Session:
     def __init__(self, network: WaveformModel, opened: Opened, begin: Saved) -> None:
         self._network = network
         self._begin = begin
+        opened = guarded(opened, begin.guard, network.config.sample_rate)
         self._running, _ = start_fitting(opened, begin.places, begin.draw, reduce=False)
         self._between = True
         self.made = begin.made

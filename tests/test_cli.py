@@ -68,6 +68,7 @@ class StandIn:
                     index=index,
                     waveform=noise(samples, seed, index),
                     bits_per_sample=self.bits[index % len(self.bits)],
+                    rewinds=None,
                 )
         finally:
             self.closed = True
@@ -140,6 +141,7 @@ def test_generate_writes_audio_and_its_record(run: Run, model: StandIn, tmp_path
         "temperature": 0.75,
         "top_k": None,
         "top_p": None,
+        "guard": None,
         "prompt": None,
         "engine": "numba",
         "weights": "float32",
@@ -211,6 +213,7 @@ def test_every_option_reaches_the_model(
             "temperature": 0.9,
             "top_k": 5,
             "top_p": 0.8,
+            "guard": False,
             "prompt": None,
             "batch": 7,
         }

@@ -17,6 +17,7 @@ from audiomamba.engine.place import Draw
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.engine.streams import StreamEngine
 from audiomamba.generate import Job, Made, generate_streams
+from audiomamba.guard import Guard
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
 from audiomamba.state import leaves
@@ -253,6 +254,19 @@ def test_what_cannot_run_is_refused(build: Build, name_of_engine: str) -> None:
     ):
         with pytest.raises(ValueError, match=match):
             streams.run(tokens.to(DEVICE))
+
+
+def test_streams_are_taken_back_as_on_a_cpu(name_of_engine: str) -> None:
+    guard = Guard(bits=4.9, seconds=6 / 16000, back=9 / 16000, tries=2)
+    job = Job(samples=14, seed=4, guard=guard)
+    expected = list(generate_streams(make("mixed").cpu(), job, num=2, batch=2, engine="numba"))
+    taken = [one.rewinds.times for one in expected if one.rewinds is not None]
+    assert max(taken) > 0
+    found = generate_streams(make("mixed"), job, num=2, engine=name_of_engine)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.tokens, other.tokens)
+        assert one.rewinds == other.rewinds
+        assert one.nats == pytest.approx(other.nats, rel=1e-5)
 
 
 def test_attention_is_refused(name_of_engine: str) -> None:

@@ -55,6 +55,7 @@ ORDER = [
     },
     {"audiomamba.adapters", "audiomamba.classifier", "audiomamba.sampling"},
     {"audiomamba.engine"},
+    {"audiomamba.guard"},
     {"audiomamba.arguments"},
     {"audiomamba.generate"},
     {"audiomamba.saved"},
@@ -223,7 +224,10 @@ class StandIn:
         notify()
     def generate_each(self, samples, **options):
         yield types.SimpleNamespace(
-            index=0, waveform=np.zeros(samples, np.float32), bits_per_sample=8.0
+            index=0,
+                waveform=np.zeros(samples, np.float32),
+                bits_per_sample=8.0,
+                rewinds=None,
         )
     def read(self, pieces, notify):
         return list(pieces)

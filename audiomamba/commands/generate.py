@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from audiomamba.commands.takes import Order, Written, companions, write_takes
 
 if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel
+    from audiomamba.guard import Guard
 
 COMPILING = "compiling for this machine; the next start finds it done"
 COMPILING_PROMPT = "compiling what reads prompts, for this machine; the next start finds it done"
@@ -36,7 +37,7 @@ STREAMED = {  # what has a meaning for samples that go to no file
         "device",
         "weights",
     ),
-    *("prompt", "prompt_seconds", "without_prompt", "resume", "quiet", "debug"),
+    *("prompt", "prompt_seconds", "without_prompt", "resume", "guard", "quiet", "debug"),
 }
 
 
@@ -106,6 +107,8 @@ def _check_use(flags: Flags) -> None:
             raise click.UsageError(
                 f"{_option(name)} does not go with --resume: its file holds what that says"
             )
+    if flags.stream and flags.guard == "warn":
+        raise click.UsageError("--guard warn does not go with --stream; --guard rewind does")
     context = click.get_current_context()
     idle = [
         next(name for name in option.opts if name.startswith("--"))
@@ -152,6 +155,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
             "top_k": flags.top_k,
             "top_p": flags.top_p,
         },
+        guard=_guard(model, flags),
     )
     if flags.resume is not None:
         order = _resumed(order, flags.resume)
@@ -160,6 +164,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         "weights_sha256": model.weights_sha256,
         "seconds": samples / model.sample_rate,
         **order.sampling,
+        "guard": None if order.guard is None else asdict(order.guard),
         "prompt": None,
         "engine": model.engine,
         "weights": model.weights or "float32",
@@ -168,10 +173,16 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
     return replace(order, record={**record, **order.record})
 
 
+def _guard(model: AudioModel, flags: Flags) -> Guard | None:
+    """Return what watches the likelihood: to warn alone, it does without what it cannot know."""
+    if flags.guard is None or (flags.guard == "warn" and model.validation_bits is None):
+        return None
+    guard = model.default_guard()
+    return guard if flags.guard == "rewind" else replace(guard, tries=0)
+
+
 def _resumed(order: Order, path: Path) -> Order:
     """Return an order that goes on from a file of saved streams."""
-    from dataclasses import asdict
-
     from audiomamba import saved
     from audiomamba.files import sha256
 
@@ -182,6 +193,7 @@ def _resumed(order: Order, path: Path) -> Order:
         num=len(begin.places),
         first=begin.draw.first,
         sampling={"seed": begin.draw.seed, **asdict(begin.draw.sampling)},
+        guard=order.guard or begin.guard,
         prompt=list(begin.places),
         resumed=begin,
         record={

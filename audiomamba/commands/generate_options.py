@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from audiomamba.audio import Format
     from audiomamba.engine.choice import Weights
     from audiomamba.generate import Batch
+
+GuardMode = Literal["warn", "rewind"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Flags:
     gallery: Path | None
     rank: bool
     keep: int | None
-    guard: bool
+    guard: GuardMode | None
     play: bool
     stream: bool
     overwrite: bool
@@ -180,7 +182,12 @@ showing = _all(
         help="Make --num files, keep the K likeliest; with --rank.",
     ),
     click.option(
-        "--guard", is_flag=True, help="Warn of noise, silence or one held tone in what was made."
+        "--guard",
+        type=click.Choice(get_args(GuardMode)),
+        is_flag=False,
+        flag_value="warn",
+        help="warn: tell of noise, silence or one held tone in what was made; rewind: moreover go "
+        "back a second from noise and draw anew, so that --stream is as late.  [alone: warn]",
     ),
     click.option("--play", is_flag=True, help="Play the files when all are made."),
     click.option(

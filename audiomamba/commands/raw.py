@@ -17,7 +17,11 @@ def write_raw(order: Order) -> None:
     from audiomamba.audio import to_pcm16
 
     blocks = order.model.stream(
-        samples=order.samples, first=order.first, **order.sampling, prompt=order.prompt
+        samples=order.samples,
+        first=order.first,
+        **order.sampling,
+        guard=order.guard or False,
+        prompt=order.prompt,
     )
     if order.before is not None:
         sys.stdout.buffer.write(to_pcm16(order.before))

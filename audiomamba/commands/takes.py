@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from audiomamba.audiomodel import AudioModel
     from audiomamba.engine.place import Place
+    from audiomamba.guard import Guard
     from audiomamba.saved import Saved
     from audiomamba.session import Take
 
@@ -36,6 +37,7 @@ class Order:
         num: Files.
         first: Index of the first.
         sampling: Seed, temperature and cuts, as the model's methods take them.
+        guard: When takes are taken back, or None.
         prompt: What they go on from, all or each.
         before: What each begins with, float32 (samples,), or None.
         resumed: What they go on from, if that was saved.
@@ -47,6 +49,7 @@ class Order:
     num: int
     first: int = 0
     sampling: dict[str, Any]
+    guard: Guard | None = None
     prompt: Place | list[Place] | None = None
     before: NDArray[np.float32] | None = None
     resumed: Saved | None = None
@@ -84,6 +87,7 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
             num=order.num,
             first=order.first,
             **order.sampling,
+            guard=order.guard or False,
             prompt=order.prompt,
             batch=flags.batch_size,
             progress=lambda delta: bar.update(delta / rate),
@@ -183,6 +187,8 @@ def _write(
         "bits_per_sample": round(take.bits_per_sample, 6),
         "times_real_time": speed,
     }
+    if take.rewinds is not None:
+        record["rewinds"] = take.rewinds._asdict()
     if flags.guard:
         record["faults"] = _faults(take.waveform, rate)
     record = write_take(path, whole, rate, record, format=flags.file_format)
@@ -232,5 +238,12 @@ def _save_state(order: Order, take: Take, path: Path) -> None:
         nats += order.resumed.nats[take.index - order.first]
         made += order.resumed.made
     weights = order.model.weights or "float32"
-    now = saved.Saved(draw=draw, places=[take.place], made=made, nats=[nats], weights=weights)
+    now = saved.Saved(
+        draw=draw,
+        places=[take.place],
+        made=made,
+        nats=[nats],
+        weights=weights,
+        guard=order.guard,
+    )
     saved.write(path, order.model.network, now)

@@ -21,6 +21,8 @@ class LaunchedStreams:
     def __init__(self, engine: StreamEngine, places: Sequence[Place], draw: Draw) -> None:
         self._draw = draw
         shared = all(place is places[0] for place in places)
+        keys = [draw.key(i) for i in range(len(places))]
+        self._keys = [seed for seed, _ in keys], [number for _, number in keys]
         self._streams = engine.start(
             joined(places[:1] if shared else places),
             streams=len(places),
@@ -56,7 +58,7 @@ class LaunchedStreams:
         yield _landed(*waiting.pop(0))
 
     def _launch(self, tokens: Tensor) -> None:
-        self._streams.run(tokens, self._draw.sampling, self._draw.seed, self._draw.first)
+        self._streams.run(tokens, self._draw.sampling, *self._keys)
 
     def nats(self) -> NDArray[np.float64]:
         """Return minus the log-likelihoods."""

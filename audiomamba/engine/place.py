@@ -14,6 +14,7 @@ from torch import Tensor
 from audiomamba.sampling import Sampling, check_seed
 
 Tokens = NDArray[np.integer[Any]]
+Key = tuple[int, int]
 Blocks = Generator[Tokens, None, None]
 
 
@@ -41,6 +42,7 @@ class Draw:
         sampling: Temperature and cuts.
         seed: Of the random numbers.
         first: Number of the first stream under that seed; the others follow it.
+        keys: Seed and number of each stream, where they do not follow from these.
 
     Raises:
         ValueError: If a number is out of range.
@@ -49,10 +51,16 @@ class Draw:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     first: int = 0
+    keys: tuple[Key, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        check_seed(self.first, "first")
+        for seed, number in self.keys or ((self.seed, self.first),):
+            check_seed(seed)
+            check_seed(number, "first")
+
+    def key(self, i: int) -> Key:
+        """Return seed and number of the i-th stream."""
+        return (self.seed, self.first + i) if self.keys is None else self.keys[i]
 
 
 class Running(Protocol):

@@ -89,13 +89,13 @@ class _Pack:
         self.nats = torch.zeros(rows, dtype=torch.float64, device=device)
         self.state = from_leaves(network.initial_state(1), [x.to(device) for x in start])
         self._network = network
-        self._sampling, self._seed = draw.sampling, draw.seed
-        self._numbers = [draw.first + i for i in filled]
+        self._sampling = draw.sampling
+        self._keys = [draw.key(i) for i in filled]
 
     def run(self, samples: int, given: Tensor | None = None) -> Tokens:
         """Take steps, through tokens (samples,) if they are given; return the members' tokens."""
         device, period = self.previous.device, self._network.config.period
-        numbers = [uniforms(self._seed, n, self.position, samples) for n in self._numbers]
+        numbers = [uniforms(*key, self.position, samples) for key in self._keys]
         uniform = torch.from_numpy(np.stack(numbers)).to(device)
         made: list[Tensor] = []
         for at in range(samples):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,10 +131,14 @@ class Streams:
         rows = [[at, before, 0, 0] for at, before in zip(positions, previous, strict=True)]
         self._stream = torch.tensor(rows, device=state.device)
         self._options = torch.empty(3, dtype=torch.float64, device=state.device)
-        self._told: tuple[Sampling, int, int] | None = None
+        self._told: tuple[Any, ...] | None = None
 
     def run(
-        self, tokens: Tensor, sampling: Sampling | None = None, seed: int = 0, first: int = 0
+        self,
+        tokens: Tensor,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+        first: int | Sequence[int] = 0,
     ) -> None:
         """Go on by tokens.shape[1] samples; on a GPU this returns before they are made.
 
@@ -142,8 +147,8 @@ class Streams:
                 drawn and filled in, others taken as given; they must be levels, which is not
                 looked at. From where a logit is not finite, those drawn stay -1.
             sampling: How to draw; None is `Sampling()`.
-            seed: Of the random numbers.
-            first: Number of the first stream under that seed; the others follow it.
+            seed: Of the random numbers, of all streams or of each.
+            first: Number of the first stream under its seed, which the others follow; or of each.
 
         Raises:
             ValueError: If tokens have another shape, type or device, or a seed is out of range.
@@ -172,15 +177,20 @@ class Streams:
         """Return the latest token of each stream, or the one before the first."""
         return [int(token) for token in self._stream[:, 1].cpu()]
 
-    def _tell(self, sampling: Sampling, seed: int, first: int) -> None:
+    def _tell(
+        self, sampling: Sampling, seed: int | Sequence[int], first: int | Sequence[int]
+    ) -> None:
         """Write what is drawn, and how, where the kernel reads it: copies that wait for the GPU."""
         if self._told == (sampling, seed, first):
             return
         streams, levels = self.logits.shape
-        key = _signed(int(check_seed(seed)))
-        numbers = [_signed(int(check_seed(first + i, "index"))) for i in range(streams)]
-        device = self._stream.device
-        self._stream[:, 2:] = torch.tensor([[key, number] for number in numbers]).to(device)
+        seeds = seed if isinstance(seed, Sequence) else [seed] * streams
+        numbers = first if isinstance(first, Sequence) else range(first, first + streams)
+        keys = [
+            [_signed(int(check_seed(key))), _signed(int(check_seed(number, "index")))]
+            for key, number in zip(seeds, numbers, strict=True)
+        ]
+        self._stream[:, 2:] = torch.tensor(keys).to(self._stream.device)
         top_k = levels if sampling.top_k is None else min(int(sampling.top_k), levels)
         top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
         options = [float(sampling.temperature), top_k, top_p]

@@ -59,7 +59,7 @@ class ThreadedStreams:
     def _go_on(self, block: NDArray[np.int64], members: range) -> None:
         draw = self._draw
         for i in members:
-            self._streams[i].run(block[i], draw.sampling, draw.seed, draw.first + i)
+            self._streams[i].run(block[i], draw.sampling, *draw.key(i))
 
     def nats(self) -> NDArray[np.float64]:
         """Return minus the log-likelihoods."""
