@@ -136,6 +136,7 @@ class AudioModel:
 
         Raises:
             ValueError: If the prompt is empty, not mono, not finite or out of range.
+            MemoryError: If not one period of it fits into memory.
         """
         pieces = [prompt] if isinstance(prompt, (np.ndarray, Tensor)) else prompt
         tokens = (self.tokenizer.encode(check_mono(piece)) for piece in pieces)
@@ -251,8 +252,8 @@ class AudioModel:
             Closing it stops the work; no further sound is begun.
 
         Raises:
-            MemoryError: When the first is taken: a batch does not fit; the message names the
-                largest that does.
+            MemoryError: When the first is taken: a batch does not fit, and the message names the
+                largest that does; or not one period of a prompt.
         """
         sampling = self._sampling(temperature, top_k, top_p)
         prompts = encode_prompts(self.tokenizer, prompt, num)

@@ -106,7 +106,8 @@ def generate_streams(
     Raises:
         ValueError: If num or first is out of range, the engine cannot run the model so, or a logit
             is not finite.
-        MemoryError: If a batch does not fit; the message names the largest that does.
+        MemoryError: If a batch does not fit, and the message names the largest that does; or not
+            one period of a prompt.
     """
     if check_whole(num, "num") < 1 or check_whole(first, "first") < 0:
         raise ValueError(f"num is {num} and first {first}; they must be at least 1 and 0")

@@ -25,19 +25,8 @@ if TYPE_CHECKING:
 COMPILING = "compiling for this machine; the next start finds it done"
 COMPILING_PROMPT = "compiling what reads prompts, for this machine; the next start finds it done"
 STREAMED = {  # what has a meaning for samples that go to no file
-    *(
-        "stream",
-        "seconds",
-        "num",
-        "seed",
-        "temperature",
-        "top_k",
-        "top_p",
-        "name",
-        "device",
-        "weights",
-    ),
-    *("prompt", "prompt_seconds", "without_prompt", "resume", "guard", "quiet", "debug"),
+    *("stream", "seconds", "num", "seed", "temperature", "top_k", "top_p", "name", "device"),
+    *("weights", "prompt", "prompt_seconds", "without_prompt", "resume", "guard", "quiet", "debug"),
 }
 
 
