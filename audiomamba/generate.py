@@ -108,10 +108,10 @@ def generate_streams(
     if len(prompts) != num:
         raise ValueError(f"there are {len(prompts)} prompts for {num} streams; give one for each")
     check_prompts(network, prompts)
-    name = check_engine(network, engine)
+    check_engine(network, engine)
 
     def make(progress: Progress) -> Streams:
-        opened = open_engine(network, name)
+        opened = open_engine(network, engine)
         places = start_all(network, opened, prompts)
         at, size = 0, opened.together if batch is None or batch == "auto" else batch
         while at < num:
