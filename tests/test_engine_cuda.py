@@ -17,6 +17,7 @@ from audiomamba.engine import choice, cuda_limits
 from audiomamba.engine.cuda_engine import CudaEngine, to_kernel, to_layout
 from audiomamba.engine.cuda_plan import plan_cuda
 from audiomamba.engine.cuda_products import choose_product, lanes_of
+from audiomamba.engine.engine import Engine
 from audiomamba.engine.layout import Layout
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
@@ -83,6 +84,27 @@ def test_wide_models_are_dealt_to_any_count_of_threads(
     streams = CudaEngine(network, threads=threads).start()
     streams.run(tokens.int())
     torch.testing.assert_close(streams.nats[0], expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("threads", [256, 512])
+def test_draws_are_cut_alike_by_any_count_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        emulate(monkeypatch)
+    tier = Tier(mixer="lti", n_layers=1, d_state=2, d_conv=2)
+    network = network_of(
+        ModelConfig(tokenizer=Tokenizer(bits=6), d_model=4, tiers=(tier,), pools=())
+    )
+    engine = CudaEngine(network.to(device), threads=threads)
+    for sampling in (Sampling(0.8, 20), Sampling(1, None, 0.7), Sampling(2, 40, 0.5)):
+        tokens = torch.full((2, 6), -1, dtype=torch.int32, device=device)
+        engine.start(streams=2).run(tokens, sampling, seed=3)
+        for i, made in enumerate(tokens.cpu().numpy()):
+            expected = np.full(6, -1)
+            Engine(network.cpu()).start().run(expected, sampling, 3, i)
+            assert np.array_equal(made, expected)
 
 
 def test_threads_that_cannot_be_are_refused() -> None:
