@@ -109,7 +109,7 @@ struct Launch {
   int samples, shared_bytes;
 };
 enum Status { FINE, WAITS_FOR_EVER, BEYOND_A_BUFFER, BEYOND_SHARED_MEMORY };
-enum Order { FORWARD, REVERSED, SHUFFLED };
+enum Order { FORWARD, REVERSED, SHUFFLED };  // the first two warp by warp
 
 // A copy whose end is that of its last page; the next is nobody's.
 struct Guarded {
@@ -192,17 +192,26 @@ Status take_turns(char* stacks, size_t stack, Order order, int shared_bytes) {
   std::vector<int> turns(THREADS);
   std::iota(turns.begin(), turns.end(), 0);
   if (order == REVERSED) std::reverse(turns.begin(), turns.end());
+  const int together = order == SHUFFLED ? THREADS : 32;  // else a warp runs as far as it can alone
   std::mt19937 random;
+  bool any;
   do {
-    machine.progress = false;
+    any = false;
     if (order == SHUFFLED) std::shuffle(turns.begin(), turns.end(), random);
-    for (const int i : turns)
-      if (!machine.done[i]) {
-        threadIdx.x = i;
-        swapcontext(&machine.host, &machine.threads[i]);
-        if (machine.fault) return BEYOND_A_BUFFER;
-      }
-  } while (machine.progress);
+    for (int first = 0; first < THREADS; first += together) {
+      do {
+        machine.progress = false;
+        for (int turn = first; turn < first + together; ++turn) {
+          const int i = turns[turn];
+          if (machine.done[i]) continue;
+          threadIdx.x = i;
+          swapcontext(&machine.host, &machine.threads[i]);
+          if (machine.fault) return BEYOND_A_BUFFER;
+        }
+        any = any || machine.progress;
+      } while (machine.progress && order != SHUFFLED);
+    }
+  } while (any);
   if (std::count(machine.done.begin(), machine.done.end(), false)) return WAITS_FOR_EVER;
   const auto* bytes = reinterpret_cast<const unsigned char*>(shared_memory);
   const bool clean = std::all_of(bytes + shared_bytes, bytes + sizeof shared_memory,

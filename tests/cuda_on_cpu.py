@@ -17,7 +17,7 @@ import torch
 from audiomamba.engine import choice, cuda_compile, cuda_engine
 
 SHIM = Path(__file__).with_suffix(".h")
-ORDERS = ("forward", "reversed", "shuffled")  # in which threads take turns
+ORDERS = ("forward", "reversed", "shuffled")  # in which warps, or threads, take turns
 FAULTS = {
     1: "threads wait for ever",
     2: "a buffer was left at its end",

@@ -197,6 +197,8 @@ def _placed(order: Order, flags: Flags) -> Order:
         _say(COMPILING, flags, err=True)
 
     order.model.warm_up(notify)
+    # Which engine it is may turn out as it is opened.
+    order = replace(order, record={**order.record, "engine": order.model.engine})
     if flags.prompt is None:
         return order
     prompt = read_prompt(
