@@ -114,7 +114,7 @@ class AudioModel:
         """Compile the engine now if it has not been; else the first `generate` does.
 
         Args:
-            notify: Called once, before code is compiled, which takes about 20 seconds; not when it
+            notify: Called once, before code is compiled, which takes up to 20 seconds; not when it
                 is loaded. None logs a warning.
         """
         self._open(notify)

@@ -107,6 +107,33 @@ def _kernels() -> Iterator[Row]:
     for backend in BACKENDS:
         yield backend, runs[backend] if backend in available else f"no: {lacks[backend]}"
     yield "numba", f"yes: generation on the CPU; {_compiled_code()}"
+    yield "cuda engine", _cuda_engine()
+
+
+def _cuda_engine() -> str:
+    """Tell whether the CUDA kernel generates here, and where it is kept when it is compiled."""
+    import torch
+
+    from audiomamba.engine import cuda_compile, cuda_driver, cuda_kept
+
+    if not torch.cuda.is_available():
+        return "no: needs an NVIDIA GPU"
+    for index in range(torch.cuda.device_count()):
+        reason = cuda_compile.why_not_cuda(torch.device("cuda", index))
+        if reason is not None:
+            return f"no: {reason}"
+    try:
+        cuda_driver.driver()
+    except OSError as error:
+        return f"no: {error}"
+    reason = cuda_kept.why_not_kept()
+    if reason is not None:
+        return (
+            f"yes: generation on NVIDIA GPUs; compiled code cannot be kept: {reason}; every start "
+            f"compiles; set {cuda_kept.VARIABLE} to a folder that is writable"
+        )
+    kept = f"compiled code is kept in {cuda_kept.folder()}, which is writable"
+    return f"yes: generation on NVIDIA GPUs; {kept}"
 
 
 def _compiled_code() -> str:

@@ -117,10 +117,10 @@ def generate_streams(
     if len(prompts) != num:
         raise ValueError(f"there are {len(prompts)} prompts for {num} streams; give one for each")
     check_prompts(network, prompts)
-    name = check_engine(network, engine, weights)
+    check_engine(network, engine, weights)
 
     def make(progress: Progress) -> Streams:
-        opened = open_engine(network, name, weights=weights)
+        opened = open_engine(network, engine, weights=weights)
         places = start_all(network, opened, prompts)
         opened = guarded(opened, job.guard, network.config.sample_rate)
         at, size = 0, opened.together if batch is None or batch == "auto" else batch

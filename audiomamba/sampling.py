@@ -20,7 +20,8 @@ class Sampling:
     """How a token is drawn.
 
     Attributes:
-        temperature: Divides the logits; 0 takes the most likely token, the first of equals.
+        temperature: Divides the logits; 0 takes the most likely token, the first of equals. One
+            below 1.2e-38, a subnormal number, may be taken as 0.
         top_k: Keep this many of the likeliest tokens; None, or more than there are, keeps all.
         top_p: Keep the fewest of the likeliest tokens that hold this share of the probability; None
             and 1 keep all.

@@ -69,5 +69,5 @@ def pytest_collection_modifyitems(items: list[Any]) -> Iterator[None]:
     yield
     for item in items:
         # xdist has put the group into the name; pytest 9.2 keeps that elsewhere.
-        if hasattr(item, "_id") and hasattr(item, "_nodeid"):
+        if hasattr(getattr(item, "_id", None), "parse") and hasattr(item, "_nodeid"):
             item._id = type(item._id).parse(item._nodeid)

@@ -269,6 +269,15 @@ def test_compiling_is_told(run: Run, model: StandIn, tmp_path: Path) -> None:
     assert run(*arguments, "--quiet")[2] == ""
 
 
+def test_the_engine_recorded_is_the_one_that_could_be_opened(
+    run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.engine = "cuda"
+    monkeypatch.setattr(model, "warm_up", lambda notify: setattr(model, "engine", "triton"))
+    run("generate", "--seconds", 0.01, "--seed", 1, "-o", tmp_path)
+    assert json.loads((tmp_path / "stand-in_1_0.json").read_text())["engine"] == "triton"
+
+
 def test_progress_shows_on_a_terminal_alone(
     run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import torch
 import audiomamba
 from audiomamba import doctor
 from audiomamba.cli import main
-from audiomamba.engine import philox
+from audiomamba.engine import cuda_compile, cuda_driver, philox
 from audiomamba_kernels import available_backends
 
 
@@ -67,6 +67,35 @@ def test_compiled_code_that_cannot_be_kept_is_told(monkeypatch: pytest.MonkeyPat
 def test_compiling_switched_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(philox, "uniform", lambda: None)
     assert "switched off by NUMBA_DISABLE_JIT" in compiled_code()
+
+
+def test_whether_the_cuda_engine_can_run_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def told() -> str:
+        return row(doctor.examine()[0], "cuda engine")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert told() == "no: needs an NVIDIA GPU"
+    monkeypatch.setattr(doctor, "_devices", lambda: [])
+    monkeypatch.setattr(doctor, "_kernels", lambda: [("cuda engine", doctor._cuda_engine())])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(cuda_compile, "why_not_cuda", lambda device: f"{device} is old")
+    assert told() == "no: cuda:0 is old"
+    monkeypatch.setattr(cuda_compile, "why_not_cuda", lambda device: None)
+
+    def none() -> None:
+        raise OSError("libcuda.so.1: not found")
+
+    monkeypatch.setattr(cuda_driver, "driver", none)
+    assert told() == "no: libcuda.so.1: not found"
+    monkeypatch.setattr(cuda_driver, "driver", lambda: None)
+    monkeypatch.setenv("AUDIOMAMBA_CACHE_DIR", str(tmp_path))
+    assert told().endswith(f"compiled code is kept in {tmp_path}/cuda, which is writable")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AUDIOMAMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert re.search(r"^yes: .* cannot be kept: .*; set AUDIOMAMBA_CACHE_DIR to a folder", told())
 
 
 def test_the_version_of_triton_is_told_where_it_is_installed(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
+import types
 
 import numpy as np
 import pytest
@@ -10,14 +13,15 @@ import torch
 
 from audiomamba import checkpoint
 from audiomamba.config import ModelConfig, Tier, unet
-from audiomamba.engine import choice, cuda_compile
-from audiomamba.engine.cuda_compile import compile_kernel, why_not_cuda
+from audiomamba.engine import choice, cuda_limits
 from audiomamba.engine.cuda_engine import CudaEngine, to_kernel, to_layout
 from audiomamba.engine.cuda_plan import plan_cuda
 from audiomamba.engine.cuda_products import choose_product, lanes_of
+from audiomamba.engine.engine import Engine
 from audiomamba.engine.layout import Layout
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
+from audiomamba.tokenizer import Tokenizer
 from tests.cuda_on_cpu import emulate
 
 REAL = Tier(mixer="s6")
@@ -82,48 +86,135 @@ def test_wide_models_are_dealt_to_any_count_of_threads(
     torch.testing.assert_close(streams.nats[0], expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("threads", [256, 512])
+def test_draws_are_cut_alike_by_any_count_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        emulate(monkeypatch)
+    tier = Tier(mixer="lti", n_layers=1, d_state=2, d_conv=2)
+    network = network_of(
+        ModelConfig(tokenizer=Tokenizer(bits=6), d_model=4, tiers=(tier,), pools=())
+    )
+    engine = CudaEngine(network.to(device), threads=threads)
+    for sampling in (Sampling(0.8, 20), Sampling(1, None, 0.7), Sampling(2, 40, 0.5)):
+        tokens = torch.full((2, 6), -1, dtype=torch.int32, device=device)
+        engine.start(streams=2).run(tokens, sampling, seed=3)
+        for i, made in enumerate(tokens.cpu().numpy()):
+            expected = np.full(6, -1)
+            Engine(network.cpu()).start().run(expected, sampling, 3, i)
+            assert np.array_equal(made, expected)
+
+
 def test_threads_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="threads is 96"):
         CudaEngine(network_of(WIDE["s6"]), threads=96)
 
 
-def nvrtc_or_skip() -> None:
-    try:
-        cuda_compile._nvrtc()
-    except OSError as error:
-        pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "compute_80"])
-def test_the_kernel_compiles_for_gpus_that_are_not_here(architecture: str) -> None:
-    nvrtc_or_skip()
-    layout = Layout(WaveformModel(unet(64, 2, (4,), REAL, Tier(mixer="s4"))))
-    plan = plan_cuda(layout, narrow=architecture == "sm_90", threads=512)
-    code = compile_kernel(plan.header, architecture)
-    assert code.startswith(b"\x7fELF") == architecture.startswith("sm")
-    assert plan.shared_bytes <= 48 * 1024
-
-
-def test_a_kernel_that_does_not_compile_says_why() -> None:
-    nvrtc_or_skip()
-    with pytest.raises(RuntimeError, match=r"cannot be compiled:(.|\n)*LEVELS"):
-        compile_kernel("constexpr int THREADS = 64;", "sm_90")
+def network_on_a_gpu(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> WaveformModel:
+    """Its device is meta, which stands for a GPU, on which everything but PyTorch can run."""
+    with torch.device("meta"):
+        network = WaveformModel(config)
+    monkeypatch.setattr(choice, "why_not", lambda backend, x: None)
+    monkeypatch.setattr(choice, "why_not_cuda", lambda device: None)
+    properties = types.SimpleNamespace(shared_memory_per_block_optin=99 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(choice, "_failed", set())
+    return network
 
 
 def test_where_it_cannot_run_triton_does_and_it_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert why_not_cuda(torch.device("cpu")) == "the model is on cpu; it needs an NVIDIA GPU"
-    with torch.device("meta"):  # stands for a GPU
-        network = WaveformModel(ModelConfig())
-    monkeypatch.setattr(choice, "why_not", lambda backend, x: None)
+    network = network_on_a_gpu(ModelConfig(), monkeypatch)
+    assert choice.check_engine(network, None) == "cuda"
     monkeypatch.setattr(choice, "why_not_cuda", lambda device: "NVRTC is lost")
     choice._tell_of_cuda.cache_clear()
     with caplog.at_level(logging.INFO):
         assert [choice.check_engine(network, None) for _ in range(2)] == ["triton"] * 2
     assert caplog.messages == ["the cuda engine cannot run: NVRTC is lost"]
-    monkeypatch.setattr(choice, "why_not_cuda", lambda device: None)
-    assert choice.check_engine(network, None) == "cuda"
+
+
+def test_what_fails_to_open_is_told_once_and_the_next_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = network_on_a_gpu(ModelConfig(), monkeypatch)
+    broken: dict[str, Exception] = {"cuda": RuntimeError("cannot be compiled:\n no builtins")}
+    opened: list[str] = []
+
+    def stream_engine(network: WaveformModel, name: str, *others: object) -> None:
+        opened.append(name)
+        if name in broken:
+            raise broken[name]
+
+    monkeypatch.setattr(choice, "_stream_engine", stream_engine)
+    monkeypatch.setattr(choice, "read_prompt", lambda *arguments: None)
+    assert choice.choose_engine(network) == "cuda"
+    for _ in range(2):
+        assert choice.open_engine(network).together == choice.TOGETHER
+        assert choice.choose_engine(network) == "triton"
+    assert opened == ["cuda", "triton", "triton"]
+    assert caplog.messages == [
+        "the cuda engine cannot run: cannot be compiled: no builtins; triton generates"
+    ]
+    with pytest.raises(RuntimeError, match="no builtins"):
+        choice.open_engine(network, "cuda")
+    broken["triton"] = MemoryError("too many registers")
+    assert choice.open_engine(network).together == choice.STEPPED_TOGETHER
+    assert caplog.messages[1] == (
+        "the triton engine cannot run: too many registers; torch generates"
+    )
+
+
+def test_no_memory_is_no_reason_to_take_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_on_a_gpu(ModelConfig(), monkeypatch)
+
+    def stream_engine(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(choice, "_stream_engine", stream_engine)
+    with pytest.raises(torch.OutOfMemoryError):
+        choice.open_engine(network)
+    assert choice.choose_engine(network) == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (unet(256, 2, (4, 4), REAL, REAL), "would hold 736 numbers, more than 256"),
+        (
+            dataclasses.replace(unet(512, 1, (), REAL, REAL), tokenizer=Tokenizer(bits=12)),
+            "needs 59",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_a_reason(
+    config: ModelConfig, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_on_a_gpu(config, monkeypatch)
+    properties = types.SimpleNamespace(shared_memory_per_block_optin=48 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert choice.choose_engine(network) == "triton"
+    with pytest.raises(ValueError, match=reason):
+        choice.check_engine(network, "cuda")
+
+
+@pytest.mark.parametrize("threads", [64, 256])
+@pytest.mark.parametrize("name", [*WIDE, "default"])
+def test_what_a_model_asks_for_is_what_is_laid_out(name: str, threads: int) -> None:
+    config = WIDE.get(name, ModelConfig())
+    plan = plan_cuda(Layout(WaveformModel(config)), narrow=False, threads=threads)
+    assert cuda_limits.shared_bytes(config) == plan.shared_bytes
+    tiers = [
+        dict(re.findall(r"int (\w+) = (\d+);", tier))
+        for tier in plan.header.split("struct Tier")[1:]
+    ]
+    held = [
+        4 * int(tier["PASSES"]) * sum(int(tier[part]) for part in ("VECTORS", "PAST", "STATES"))
+        for tier in tiers
+    ]
+    assert cuda_limits.numbers_held(config, threads) == max(held)
 
 
 @pytest.mark.gpu

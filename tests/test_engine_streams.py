@@ -233,6 +233,17 @@ def test_weights_that_make_nan_are_reported_with_the_sample(
         tokens_of(generate_streams(network, job, engine=name_of_engine))
 
 
+def test_a_stream_that_failed_draws_no_more(build: Build) -> None:
+    streams = build(make("lti")).start(streams=2)
+    streams._stream[0, 1] = -1  # the first of the two has failed
+    given = torch.tensor([[-1, -1, 3, -1, -1]] * 2, dtype=torch.int32, device=DEVICE)
+    streams.run(given)
+    assert given[0].tolist() == [-1, -1, 3, -1, -1]
+    assert (given[1] >= 0).all()
+    assert (draw(streams, 2) >= 0).tolist() == [[False] * 2, [True] * 2]
+    assert streams.previous()[0] == -1
+
+
 def test_what_cannot_run_is_refused(build: Build, name_of_engine: str) -> None:
     network = make("lti")
     engine = build(network)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
@@ -309,6 +310,30 @@ def test_bad_files_can_be_skipped(music: Path, how: str, bits: int) -> None:
         assert np.array_equal(store.clip(file), good.clip(file))
     assert list(store.skipped) == ["train/bad.wav"]
     assert "bad.wav" in store.skipped["train/bad.wav"]
+
+
+def test_a_file_usable_at_one_speed_is_taken_at_that_one_and_hashed_once(
+    music: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["audiomamba.data.prepare"]
+    read, hashed = module._waveform, []
+
+    def waveform(path: Path, tokenizer: Tokenizer, rate: int, speed: float) -> Any:
+        if path.name == "b9.flac" and speed == 2.0:
+            raise module.UnusableAudioError(f"{path} is too short")
+        return read(path, tokenizer, rate, speed)
+
+    def sha256(path: Path) -> str:
+        hashed.append(path.name)
+        return "0" * 64
+
+    monkeypatch.setattr(module, "_waveform", waveform)
+    monkeypatch.setattr(module, "sha256", sha256)
+    break_file(music / "train/bad.wav", "text")
+    store = prepare(music, music.parent / "out", speeds=(2.0, 1.0), skip_bad=True)
+    assert [file.speed for file in store.files("train") if file.path == "train/b9.flac"] == [1.0]
+    assert list(store.skipped) == ["train/bad.wav"]
+    assert sorted(hashed) == sorted({Path(file.path).name for file in store.files()})
 
 
 def test_nothing_but_bad_files_is_an_error(tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
 def _placed(order: Order, flags: Flags) -> Order:
     """Compile, and read the prompt: neither counts as making sound."""
     order.model.warm_up(lambda: _say(COMPILING, flags, err=True))
+    # Which engine it is may turn out as it is opened.
+    order = replace(order, record={**order.record, "engine": order.model.engine})
     if flags.prompt is None:
         return order
     prompt = read_prompt(

@@ -60,7 +60,8 @@ def prepare(
             that a small corpus says more; the others once, as they are. Three speeds, 0.9, 1 and
             1.1, are usual in speech recognition (Ko et al. 2015, "Audio augmentation for speech
             recognition").
-        skip_bad: Leave out files that cannot be used and list them in the index.
+        skip_bad: Leave out files that cannot be used, and list those in the index of which nothing
+            is taken; one may be too short for a high speed alone.
         overwrite: Replace what `out` holds.
         progress: Called with (files done, files in all) after each file; copies count.
 
@@ -95,20 +96,23 @@ def prepare(
     with replacing(out / INDEX) as index:
         with replacing(out / TOKENS) as tokens:
             files: list[TokenFile] = []
-            skipped: dict[str, str] = {}
+            skipped: dict[PurePosixPath, str] = {}
+            hashes: dict[PurePosixPath, str] = {}
             offset = 0
             for done, (path, split, speed) in enumerate(jobs, start=1):
                 try:
                     with audio.naming(out / TOKENS):
                         pieces = _waveform(directory / path, tokenizer, sample_rate, speed)
                         samples, peak = _append(tokens, pieces, tokenizer)
+                    if path not in hashes:
+                        hashes[path] = sha256(directory / path)
                     file = TokenFile(
                         path=str(path),
                         split=split,
                         offset=offset,
                         samples=samples,
                         peak=round(peak, 6),
-                        sha256=sha256(directory / path),
+                        sha256=hashes[path],
                         speed=speed,
                     )
                     offset += samples
@@ -116,7 +120,7 @@ def prepare(
                 except UnusableAudioError as error:
                     if not skip_bad:
                         raise
-                    skipped[str(path)] = str(error)
+                    skipped[path] = str(error)
                 if progress is not None:
                     progress(done, len(jobs))
             if not files:
@@ -128,7 +132,7 @@ def prepare(
             tokenizer=tokenizer,
             sample_rate=sample_rate,
             split_rule=split_rule,
-            skipped=skipped,
+            skipped={str(path): skipped[path] for path in skipped if path not in hashes},
         )
     return TokenStore(out)
 

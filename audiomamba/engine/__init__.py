@@ -1,1 +1,1 @@
-"""The network as one compiled loop over samples, for one CPU core and one stream at a time."""
+"""The network sample by sample: compiled loops on a CPU, one kernel on a GPU, PyTorch anywhere."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from audiomamba.config import ModelConfig
 from audiomamba.engine.cuda_compile import why_not_cuda
+from audiomamba.engine.cuda_limits import why_too_large
 from audiomamba.engine.engine import Engine, log_compiling, supports
 from audiomamba.engine.launches import LaunchedStreams
 from audiomamba.engine.place import Opened
@@ -33,11 +35,23 @@ STEPPED_TOGETHER = ROWS  # of streams in PyTorch, which gains nothing from more
 SLOW_SECONDS = 1.0  # for what has been compiled before
 
 
+# Engines that failed to open, which are not chosen again; they can be asked for.
+_failed: set[tuple[EngineName, torch.device, ModelConfig]] = set()
+
+
 def choose_engine(network: WaveformModel) -> EngineName:
     """Return the fastest engine that can run this model where it is."""
     names: tuple[EngineName, ...] = get_args(EngineName)
     on_gpu = network.embedding.weight.device.type != "cpu"
-    return next(name for name in names[on_gpu:] if why_not_engine(name, network) is None)
+    return next(
+        name
+        for name in names[on_gpu:]
+        if why_not_engine(name, network) is None and _key(name, network) not in _failed
+    )
+
+
+def _key(name: EngineName, network: WaveformModel) -> tuple[EngineName, torch.device, ModelConfig]:
+    return name, network.embedding.weight.device, network.config
 
 
 def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
@@ -53,7 +67,7 @@ def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
         return f"the model has {network.config.tokenizer.levels} levels, more than {LEVELS}"
     if engine == "triton":
         return why_not("triton", weight)
-    return why_not_cuda(weight.device)
+    return why_not_cuda(weight.device) or why_too_large(network.config, weight.device)
 
 
 def check_engine(
@@ -69,9 +83,11 @@ def check_engine(
         if name == "torch":
             on_cpu = network.embedding.weight.device.type == "cpu"
             fast: EngineName = "numba" if on_cpu else "triton"
-            _warn_of_torch(fast, why_not_engine(fast, network) or "")
-        if network.embedding.weight.device.type != "cpu" and name != "cuda":
-            _tell_of_cuda(why_not_engine("cuda", network) or "")
+            if reason := why_not_engine(fast, network):
+                _warn_of_torch(fast, reason)
+        on_gpu = network.embedding.weight.device.type != "cpu"
+        if on_gpu and name != "cuda" and (reason := why_not_engine("cuda", network)):
+            _tell_of_cuda(reason)
     if name not in get_args(EngineName):
         raise ValueError(f"engine is {name!r}; choose one of {', '.join(get_args(EngineName))}")
     reason = why_not_engine(name, network)
@@ -114,14 +130,36 @@ def open_engine(
     Args:
         network: In evaluation mode.
         name: "numba" (one stream a CPU core), "cuda" (an NVIDIA GPU), "triton" (a GPU), "torch"
-            (any device and mixer, the slow oracle), or None for `choose_engine`.
-        notify: Called once before code is compiled, which takes some 20 seconds; None logs.
+            (any device and mixer, the slow oracle), or None for `choose_engine`. If what is chosen
+            for a GPU turns out not to work there, the reason is logged and the next is taken.
+        notify: Called once before code is compiled, which takes up to 20 seconds; None logs.
         weights: Of the matrices; bfloat16 is half of what a GPU reads for a sample.
 
     Raises:
         ValueError: If the engine cannot run the model, or not with such weights.
+        OSError, RuntimeError: If the engine asked for cannot be compiled or loaded.
+        torch.OutOfMemoryError: If the device has no memory left for it.
     """
-    name = check_engine(network, name, weights)
+    tell = cache(notify or log_compiling)  # once
+    if name is not None:
+        return _open(network, check_engine(network, name, weights), tell, weights)
+    while True:
+        chosen = check_engine(network, None, weights)
+        try:
+            return _open(network, chosen, tell, weights)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler, a driver and Triton can fail in any way
+            if chosen not in ("cuda", "triton"):
+                raise
+            _failed.add(_key(chosen, network))
+            reason, other = " ".join(str(error).split()), choose_engine(network)
+            _log.warning("the %s engine cannot run: %s; %s generates", chosen, reason, other)
+
+
+def _open(
+    network: WaveformModel, name: EngineName, notify: Callable[[], None], weights: Weights
+) -> Opened:
     on_gpu = network.embedding.weight.device.type != "cpu"
     if name == "numba":
         engine = Engine(network)
@@ -129,28 +167,31 @@ def open_engine(
         return Opened(partial(ThreadedStreams, engine), torch.get_num_threads())
     if name == "torch":
         return Opened(partial(SteppedStreams, network), STEPPED_TOGETHER)
-    with _tell_if_slow(notify) if on_gpu else nullcontext():
-        opened = Opened(partial(LaunchedStreams, _stream_engine(network, name, weights)), TOGETHER)
-        if on_gpu:  # else it is interpreted
+    kernel = _stream_engine(network, name, notify, weights)
+    opened = Opened(partial(LaunchedStreams, kernel), TOGETHER)
+    if on_gpu:  # else it is interpreted
+        with _tell_if_slow(notify):  # Triton does not say when it compiles
             read_prompt(network, opened, [np.zeros(network.config.period + 1, np.int64)])
     return opened
 
 
-def _stream_engine(network: WaveformModel, name: EngineName, weights: Weights) -> StreamEngine:
+def _stream_engine(
+    network: WaveformModel, name: EngineName, notify: Callable[[], None], weights: Weights
+) -> StreamEngine:
     dtype: torch.dtype = getattr(torch, weights)
     if name == "cuda":
         from audiomamba.engine.cuda_engine import CudaEngine
 
-        return CudaEngine(network, dtype=dtype)
+        return CudaEngine(network, dtype=dtype, notify=notify)
     from audiomamba.engine.triton_engine import TritonEngine
 
     return TritonEngine(network, dtype=dtype)
 
 
 @contextmanager
-def _tell_if_slow(notify: Callable[[], None] | None) -> Iterator[None]:
+def _tell_if_slow(notify: Callable[[], None]) -> Iterator[None]:
     """Call notify if the block takes longer than what needs no compiling."""
-    timer = threading.Timer(SLOW_SECONDS, notify or log_compiling)
+    timer = threading.Timer(SLOW_SECONDS, notify)
     timer.daemon = True
     timer.start()
     try:

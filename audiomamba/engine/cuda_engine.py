@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from audiomamba.engine.cuda_compile import Kernel, architecture_of, compile_kernel
+from audiomamba.engine import cuda_limits
+from audiomamba.engine.cuda_compile import architecture_of, compile_kernel
+from audiomamba.engine.cuda_driver import load_kernel
 from audiomamba.engine.cuda_plan import plan_cuda
 from audiomamba.engine.streams import StreamEngine
 from audiomamba.models.waveform import WaveformModel
-from audiomamba_kernels.backend import on_device
 
 THREADS = (64, 128, 256, 512, 1024)
 
@@ -21,10 +24,13 @@ class CudaEngine(StreamEngine):
         network: Its device, an NVIDIA GPU, is where streams run.
         dtype: Of the matrices, torch.float32 or torch.bfloat16. Everything else is float32.
         threads: Of a stream, one of THREADS. Fewer let more streams share a multiprocessor.
+        notify: Called before the kernel is compiled, if it is not on disk.
 
     Raises:
         ValueError: As `StreamEngine`, or if threads is another.
+        OSError: If NVRTC or the driver cannot be loaded.
         RuntimeError: If the kernel cannot be compiled or loaded.
+        torch.OutOfMemoryError: If the device has no memory left for it.
     """
 
     def __init__(
@@ -32,7 +38,8 @@ class CudaEngine(StreamEngine):
         network: WaveformModel,
         *,
         dtype: torch.dtype = torch.float32,
-        threads: int = 256,
+        threads: int = cuda_limits.THREADS,
+        notify: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(network, dtype)
         if threads not in THREADS:
@@ -42,9 +49,8 @@ class CudaEngine(StreamEngine):
         self.stream = self.plan.stream.to(self.device)
         self.vectors = self.plan.vectors.to(self.device)
         self.order = self.plan.order.to(self.device)
-        code = compile_kernel(self.plan.header, architecture_of(self.device))
-        with on_device(self.vectors):
-            self.kernel = Kernel(code, self.plan.shared_bytes)
+        code = compile_kernel(self.plan.header, architecture_of(self.device), notify)
+        self.kernel = load_kernel(self.vectors.get_device(), code, self.plan.shared_bytes)
 
     def launch(
         self,

@@ -65,7 +65,7 @@ class Engine:
         """Compile now, unless this or an earlier process has.
 
         Args:
-            notify: Called once, before code is compiled, which takes about 20 seconds; not when it
+            notify: Called once, before code is compiled, which takes up to 20 seconds; not when it
                 is loaded. None logs a warning.
         """
         with announce(notify or log_compiling):
@@ -148,4 +148,7 @@ class Stream:
 
 def log_compiling() -> None:
     """Log that code is compiled, which takes a while."""
-    _log.warning("compiling the generation engine; this happens once and takes about 20 seconds")
+    _log.warning(
+        "compiling the generation engine for this machine, up to 20 seconds; the next start finds "
+        "it done"
+    )

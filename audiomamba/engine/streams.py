@@ -21,6 +21,9 @@ LEVELS = 4096  # more do not fit into a program
 class StreamEngine(ABC):
     """A model ready for a kernel, for any number of streams.
 
+    They all run on one CUDA stream of PyTorch, the one in which this was made: another does not
+    know when memory that is freed has been read.
+
     Attributes:
         config: Of the model.
         layout: Of the model.
@@ -145,7 +148,8 @@ class Streams:
         Args:
             tokens: int32 (streams, samples), contiguous, on the engine's device. Negative ones are
                 drawn and filled in, others taken as given; they must be levels, which is not
-                looked at. From where a logit is not finite, those drawn stay -1.
+                looked at. From the first to draw for which a logit is not finite, all to draw stay
+                -1, in this call and in later ones.
             sampling: How to draw; None is `Sampling()`.
             seed: Of the random numbers, of all streams or of each.
             first: Number of the first stream under its seed, which the others follow; or of each.

@@ -34,9 +34,9 @@ def run_kernel(
 
     Args:
         tokens_ptr: int32 (streams, samples). Negative ones are drawn and filled in, and stay FAILED
-            from where a logit is not finite; others are read.
+            from the first for which a logit is not finite; others are read.
         stream_ptr: int64 (streams, 4): position, previous token, seed, number; the first two are
-            moved on.
+            moved on. A stream that failed has FAILED as its previous token for ever.
         nats_ptr: float64 (streams,), to which minus the log-likelihood of the tokens is added.
         logits_ptr: float32 (streams, levels), of the last token.
         state_ptr: float32 (streams, state).
@@ -81,7 +81,7 @@ def run_kernel(
             tl.debug_barrier()  # all threads have read what one of them writes
             tl.store(tokens_ptr + i, token)
         spent += nats(gap, token, LEVELS)
-        previous = token
+        previous = tl.where(previous < 0, FAILED, token)
         if i == samples - 1:
             store_vector(logits_ptr + row * LEVELS, logits, LEVELS)
     tl.store(stream_ptr, position + samples)

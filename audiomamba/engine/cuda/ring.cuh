@@ -1,7 +1,8 @@
 // Weights as a stream: what a thread needs lies in the order in which it needs it, 16 bytes (a
 // chunk) at a time, and the chunks of neighbouring threads lie side by side. A thread asks for
 // chunks DEPTH ahead of their use, whatever barriers and blocks lie between, so that memory works
-// without a pause. The ring of chunks under way is in registers: every index is a constant.
+// without a pause. Every index into the ring of chunks under way is a constant, so that it can be in
+// registers; where a block's own numbers (`Mine`) leave too few, some of either are spilled.
 #pragma once
 #include "plan.cuh"
 

@@ -93,9 +93,10 @@ __device__ __forceinline__ void run_inside(Ring& ring, const Memory& memory, int
   }
 }
 
-// tokens: (streams, samples); negative ones are drawn and filled in, and stay FAILED from where a
-//   logit is not finite; others are read.
-// streams: (streams, 4): position, previous token, seed, number; the first two are moved on.
+// tokens: (streams, samples); negative ones are drawn and filled in, and stay FAILED from the first
+//   for which a logit is not finite; others are read.
+// streams: (streams, 4): position, previous token, seed, number; the first two are moved on. The
+//   previous token of a stream that failed is FAILED for ever.
 // nats: (streams,), to which minus the log-likelihood of the tokens is added.
 // all_logits: (streams, levels), of the last token.
 // state: (streams, STATE); weights, vectors: as cuda_plan.py lays them out.
@@ -138,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (i == samples - 1)
       for (int k = threadIdx.x; k < LEVELS; k += THREADS) all_logits[row * LEVELS + k] = logits[k];
     run_inside<Tier0>(ring, memory, phase, start);
-    previous = token;
+    previous = previous < 0 ? FAILED : token;
     phase = phase + 1 == PERIOD ? 0 : phase + 1;
   }
   if (threadIdx.x == 0) {
