@@ -21,25 +21,22 @@ from audiomamba.arguments import (
     count_samples,
     encode_prompts,
 )
-from audiomamba.config import ModelConfig
 from audiomamba.engine.choice import EngineName, choose_engine, open_engine
 from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.files import sha256
 from audiomamba.generate import Batch, Job, check_prompts, generate_streams, start_all
 from audiomamba.guard import NOISE, Guard
-from audiomamba.models.features import encode_rows
+from audiomamba.listener import Listener
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
 from audiomamba.saved import Saved
 from audiomamba.session import Session, Take
-from audiomamba.tokenizer import Tokenizer
-from audiomamba.waveform import check_waveform
 
 ENDLESS = 1 << 62  # samples
 
 
-class AudioModel:
+class AudioModel(Listener):
     """An autoregressive model of waveforms.
 
     Attributes:
@@ -63,31 +60,11 @@ class AudioModel:
         temperature: float = 1.0,
         validation_bits: float | None = None,
     ) -> None:
-        self.network = network.eval()
+        super().__init__(network)
         self.name = name
         self.weights_sha256 = weights_sha256
         self.temperature = temperature
         self.validation_bits = validation_bits
-
-    @property
-    def config(self) -> ModelConfig:
-        """All that defines the network."""
-        return self.network.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Waveform to tokens and back."""
-        return self.config.tokenizer
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return self.config.sample_rate
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.network.embedding.weight.device
 
     @property
     def engine(self) -> EngineName:
@@ -364,45 +341,6 @@ class AudioModel:
             prompt=prompt,
         )
         return session.blocks(samples)
-
-    @torch.inference_mode()
-    def nll(self, waveform: Waveform | Tensor) -> float:
-        """Return the mean negative log-likelihood of a waveform in bits per sample.
-
-        Args:
-            waveform: Floating point, (samples,) or (batch, samples), in [-1, 1] at `sample_rate`.
-
-        Raises:
-            ValueError: If it is empty, not finite, or out of range.
-        """
-        tokens = self.tokenizer.encode(check_waveform(waveform, "the waveform"))
-        batch = torch.from_numpy(np.atleast_2d(tokens).astype(np.int64)).to(self.device)
-        return float(self.network.nll(batch).double().mean())
-
-    @torch.no_grad()
-    def extract_features(
-        self, waveform: Waveform | Tensor, lengths: Tensor | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what each block of the network makes of waveforms.
-
-        Memory is that of all blocks at their rates; to train the network with it, or for one
-        sequence at one rate, take `audiomamba.models.features.WaveformFeatures`.
-
-        Args:
-            waveform: Floating point, (batch, samples), in [-1, 1] at `sample_rate`.
-            lengths: Samples of each, (batch,); None is all. What follows in a row has no effect.
-
-        Returns:
-            As `WaveformModel.extract_features`: a tensor (batch, frames_i, d_i) and the counts of
-            frames (batch,) for each block, without gradient.
-
-        Raises:
-            ValueError: If a shape, a length or a sample is none.
-        """
-        tokens = encode_rows(self.tokenizer, torch.as_tensor(waveform), lengths).to(self.device)
-        return self.network.extract_features(
-            tokens, None if lengths is None else lengths.to(self.device)
-        )
 
     def save(self, directory: str | Path) -> None:
         """Write a folder that `load` reads: config.json and model.safetensors, in float32."""

@@ -56,7 +56,7 @@ ORDER = [
     {"audiomamba.adapters", "audiomamba.classifier", "audiomamba.sampling"},
     {"audiomamba.engine"},
     {"audiomamba.arguments"},
-    {"audiomamba.guard"},
+    {"audiomamba.guard", "audiomamba.listener"},
     {"audiomamba.generate"},
     {"audiomamba.saved"},
     {"audiomamba.session"},
