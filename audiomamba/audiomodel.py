@@ -394,10 +394,8 @@ class AudioModel:
     def _open(self, notify: Callable[[], None] | None = None) -> Opened:
         return open_engine(self.network, notify=notify, weights=self.weights or "float32")
 
-    def _sampling(
-        self, temperature: float | None, top_k: int | None, top_p: float | None
-    ) -> Sampling:
-        return Sampling(self.temperature if temperature is None else temperature, top_k, top_p)
+    def _sampling(self, own: float | None, top_k: int | None, top_p: float | None) -> Sampling:
+        return Sampling(self.temperature if own is None else own, top_k, top_p)
 
     def _guard(self, guard: Guard | bool) -> Guard | None:
         return (self.default_guard() if guard is True else guard) or None

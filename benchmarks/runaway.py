@@ -42,8 +42,9 @@ from audiomamba.provenance import provenance
 HERE = Path(__file__).parent
 SURE = 0.9  # of a word
 
-# Where noise begins: stricter for music, none of whose recordings has a loud second so flat. A clip
-# of a second is silent if all of it is.
+# Where noise begins: stricter for music, none of whose recordings has a loud second so flat. One in
+# which a note follows silence, as recordings do not have it, may pass for noise though. A clip of a
+# second is silent if all of it is.
 MEASURES = {
     "piano": Limits(noise_flatness=0.02, noise_level=-30, noise_seconds=1),
     "digits": Limits(noise_seconds=1, silence_seconds=1),
