@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import threading
 import types
 
 import numpy as np
@@ -17,8 +18,8 @@ from audiomamba.engine import choice, cuda_limits
 from audiomamba.engine.cuda_engine import CudaEngine, to_kernel, to_layout
 from audiomamba.engine.cuda_plan import plan_cuda
 from audiomamba.engine.cuda_products import choose_product, lanes_of
-from audiomamba.engine.engine import Engine
 from audiomamba.engine.layout import Layout
+from audiomamba.generate import Job, generate_streams
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling
 from audiomamba.tokenizer import Tokenizer
@@ -99,12 +100,11 @@ def test_draws_are_cut_alike_by_any_count_of_threads(
     )
     engine = CudaEngine(network.to(device), threads=threads)
     for sampling in (Sampling(0.8, 20), Sampling(1, None, 0.7), Sampling(2, 40, 0.5)):
-        tokens = torch.full((2, 6), -1, dtype=torch.int32, device=device)
-        engine.start(streams=2).run(tokens, sampling, seed=3)
-        for i, made in enumerate(tokens.cpu().numpy()):
-            expected = np.full(6, -1)
-            Engine(network.cpu()).start().run(expected, sampling, 3, i)
-            assert np.array_equal(made, expected)
+        tokens = torch.full((1, 4), -1, dtype=torch.int32, device=device)
+        engine.start().run(tokens, sampling, seed=3)
+        job = Job(samples=4, seed=3, sampling=sampling)
+        (expected,) = generate_streams(network, job, engine="torch")
+        assert np.array_equal(tokens[0].cpu(), expected.tokens)
 
 
 def test_threads_that_cannot_be_are_refused() -> None:
@@ -120,7 +120,7 @@ def network_on_a_gpu(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Wa
     monkeypatch.setattr(choice, "why_not_cuda", lambda device: None)
     properties = types.SimpleNamespace(shared_memory_per_block_optin=99 * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(choice, "_failed", set())
+    monkeypatch.setattr(choice, "_failed", [])
     return network
 
 
@@ -165,6 +165,19 @@ def test_what_fails_to_open_is_told_once_and_the_next_is_taken(
     assert caplog.messages[1] == (
         "the triton engine cannot run: too many registers; torch generates"
     )
+
+
+def test_it_is_opened_without_triton_which_needs_a_compiler_of_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = network_on_a_gpu(ModelConfig(), monkeypatch)
+    asked: list[object] = []
+    monkeypatch.setattr(choice, "_stream_engine", lambda *arguments: "engine")
+    monkeypatch.setattr(choice, "read_prompt", lambda network, opened, pieces: asked.append(pieces))
+    running = types.SimpleNamespace(read=lambda tokens: asked.append(tokens.tolist()))
+    monkeypatch.setattr(choice, "LaunchedStreams", lambda engine, places, draw: running)
+    choice.open_engine(network)
+    assert asked == [[], [0]]
 
 
 def test_no_memory_is_no_reason_to_take_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,3 +238,18 @@ def test_any_count_of_threads_makes_the_same(threads: int) -> None:
     for out, count in zip(tokens, (512, threads), strict=True):
         CudaEngine(piano, threads=count).start(streams=3).run(out, Sampling(0))
     assert torch.equal(tokens[0, :, :100], tokens[1, :, :100])
+
+
+@pytest.mark.gpu
+def test_the_kernel_is_loaded_once_and_runs_in_any_thread() -> None:
+    piano = checkpoint.load(checkpoint.find("piano")).eval().cuda()
+    engines = [CudaEngine(piano) for _ in range(2)]
+    assert engines[0].kernel is engines[1].kernel
+    tokens = torch.full((2, 2, 50), -1, dtype=torch.int32, device="cuda")
+    engines[0].start(streams=2).run(tokens[0])
+    thread = threading.Thread(target=engines[1].start(streams=2).run, args=(tokens[1],))
+    thread.start()
+    thread.join()
+    torch.cuda.synchronize()
+    assert (tokens >= 0).all()
+    assert torch.equal(tokens[0], tokens[1])

@@ -17,7 +17,7 @@ from audiomamba.engine.cuda_compile import why_not_cuda
 from audiomamba.engine.cuda_limits import why_too_large
 from audiomamba.engine.engine import Engine, log_compiling, supports
 from audiomamba.engine.launches import LaunchedStreams
-from audiomamba.engine.place import Opened
+from audiomamba.engine.place import Draw, Opened
 from audiomamba.engine.prompt import read_prompt
 from audiomamba.engine.steps import ROWS, SteppedStreams
 from audiomamba.engine.streams import LEVELS, StreamEngine
@@ -34,9 +34,8 @@ TOGETHER = 1024  # streams of a launch of a kernel, which need 0.3 MB each of a 
 STEPPED_TOGETHER = ROWS  # of streams in PyTorch, which gains nothing from more
 SLOW_SECONDS = 1.0  # for what has been compiled before
 
-
 # Engines that failed to open, which are not chosen again; they can be asked for.
-_failed: set[tuple[EngineName, torch.device, ModelConfig]] = set()
+_failed: list[tuple[EngineName, torch.device, ModelConfig]] = []
 
 
 def choose_engine(network: WaveformModel) -> EngineName:
@@ -152,7 +151,7 @@ def open_engine(
         except Exception as error:  # a compiler, a driver and Triton can fail in any way
             if chosen not in ("cuda", "triton"):
                 raise
-            _failed.add(_key(chosen, network))
+            _failed.append(_key(chosen, network))
             reason, other = " ".join(str(error).split()), choose_engine(network)
             _log.warning("the %s engine cannot run: %s; %s generates", chosen, reason, other)
 
@@ -169,7 +168,9 @@ def _open(
         return Opened(partial(SteppedStreams, network), STEPPED_TOGETHER)
     kernel = _stream_engine(network, name, notify, weights)
     opened = Opened(partial(LaunchedStreams, kernel), TOGETHER)
-    if on_gpu:  # else it is interpreted
+    if on_gpu and name == "cuda":  # without Triton, which a whole period needs, and it a C compiler
+        opened.start([read_prompt(network, opened, [])], Draw()).read(np.zeros(1, np.int64))
+    elif on_gpu:  # else it is interpreted
         with _tell_if_slow(notify):  # Triton does not say when it compiles
             read_prompt(network, opened, [np.zeros(network.config.period + 1, np.int64)])
     return opened

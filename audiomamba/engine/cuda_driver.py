@@ -6,7 +6,7 @@ import ctypes
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from typing import Any
 
@@ -118,6 +118,7 @@ def _context(device: int) -> ctypes.c_void_p:
 
 
 def _unload(device: int, module: ctypes.c_void_p) -> None:
-    with _current(device):
+    # Of a device that has failed nothing can be freed.
+    with suppress(RuntimeError), _current(device):
         call("cuCtxSynchronize")  # what was launched runs to its end
         call("cuModuleUnload", module)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ VARIABLE = "AUDIOMAMBA_CACHE_DIR"
 HASH = hashlib.sha256().digest_size
 
 _log = logging.getLogger(__name__)
+_lock = threading.Lock()  # what a thread makes, others wait for
 _homeless: dict[str, bytes] = {}  # what could not be written lasts as long as the process
 
 
@@ -33,15 +35,24 @@ def kept(key: str, make: Callable[[], bytes]) -> bytes:
 
     A file is the SHA-256 of its content, then that: one that is damaged is made again.
     """
-    if key in _homeless:
-        return _homeless[key]
+    with _lock:
+        content = _homeless.get(key) or _read(key)
+        if content is None:
+            content = make()
+            _write(key, content)
+        return content
+
+
+def _read(key: str) -> bytes | None:
+    """Return what is kept, or None if nothing whole is."""
     try:
         whole = (folder() / key).read_bytes()
-        if hashlib.sha256(whole[HASH:]).digest() == whole[:HASH]:
-            return whole[HASH:]
     except (OSError, RuntimeError):  # RuntimeError: nobody knows the user's home
-        pass
-    content = make()
+        return None
+    return whole[HASH:] if hashlib.sha256(whole[HASH:]).digest() == whole[:HASH] else None
+
+
+def _write(key: str, content: bytes) -> None:
     try:
         path = folder() / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +61,6 @@ def kept(key: str, make: Callable[[], bytes]) -> bytes:
     except (OSError, RuntimeError) as error:
         _homeless[key] = content
         _tell(str(error))
-    return content
 
 
 def why_not_kept() -> str | None:
