@@ -303,8 +303,7 @@ class AudioModel:
         """
         draw = Draw(sampling=self._sampling(temperature, top_k, top_p), seed=seed, first=first)
         prompts = check_prompts(self.network, encode_prompts(self.tokenizer, prompt, num))
-        opened = self._open()
-        places = start_all(self.network, opened, prompts)
+        places = start_all(self.network, opened := self._open(), prompts)
         nats, weights, rule = [0.0] * len(places), self.weights or "float32", self._guard(guard)
         begin = Saved(draw=draw, places=places, made=0, nats=nats, weights=weights, guard=rule)
         return Session(self.network, opened, begin)
