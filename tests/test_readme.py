@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audiomamba import audio
+from audiomamba import audio, checkpoint
 from audiomamba.cli import main
+from audiomamba.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -144,6 +145,11 @@ def test_the_figures_are_those_in_the_results() -> None:
     speed = json.loads((ROOT / "benchmarks" / "generate_cpu.json").read_text())
     for name, result in speed["engines"].items():
         assert f"{result['real_time_factor']:.3g}" in README, name
+    digits = json.loads((ROOT / "benchmarks/results/generate_cpu_digits.json").read_text())
+    config = checkpoint.read_config(checkpoint.find("digits"))
+    assert ModelConfig.from_dict(digits["config"]) == config  # of the model that ships
+    factor = digits["engines"]["numba"]["real_time_factor"]
+    assert f"**{factor:.3f} s**" in README
     results = {"piano": "bits_per_sample.json", "digits": "results/bits_per_sample_digits.json"}
     for model, file in results.items():
         scores = json.loads((ROOT / "benchmarks" / file).read_text())["bits_per_sample"]

@@ -103,7 +103,7 @@ def check_weights(name: EngineName, weights: Weights) -> None:
     if weights != "float32" and name not in ("cuda", "triton"):
         raise ValueError(
             f"weights is {weights!r}, but the {name} engine, which runs here, has float32 alone; "
-            "ask for float32, or load a model without attention onto a GPU"
+            "ask for float32, or run on a GPU (device cuda), which attention cannot"
         )
 
 
