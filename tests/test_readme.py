@@ -98,6 +98,7 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "generate",
         "doctor",
         "prepare",
+        "evaluate",
         "export",
         "encode",
         "classify",
