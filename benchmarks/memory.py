@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 
 import torch
@@ -54,7 +53,7 @@ def main() -> None:
     path = flags.out / f"memory_{slug}.json"
     flags.out.mkdir(parents=True, exist_ok=True)
     before = held(flags.device) if flags.device != "cpu" else 0
-    began, made = time.perf_counter(), 0
+    made = 0
     lengths = sorted(flags.seconds)
     with AudioBar(lengths[-1]) as bar:
         for block in model.stream(lengths[-1], num=flags.streams, seed=0):
@@ -66,7 +65,6 @@ def main() -> None:
                 row = {
                     "seconds": lengths.pop(0),
                     "bytes_per_stream": (held(flags.device) - before) / flags.streams,
-                    "took_s": time.perf_counter() - began,
                 }
                 record["rows"].append(row)
                 with replacing(path) as part:

@@ -598,6 +598,18 @@ def test_ctrl_c_keeps_what_is_finished(run: Run, model: StandIn, tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_a_file_that_is_interrupted_is_not_counted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("audiomamba.output.write_take", interrupted)
+    code, _, err = run("generate", "--seconds", 0.1, "-n", 2, "-o", tmp_path, "--quiet")
+    assert (code, list(tmp_path.iterdir())) == (130, [])
+    assert err == "interrupted: 0 of 2 files are finished and kept\n"
+
+
 def test_ctrl_c_while_loading_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, **options: Any) -> None:
         raise KeyboardInterrupt

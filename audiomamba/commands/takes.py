@@ -136,7 +136,7 @@ def _tell(one: Written) -> None:
 def _kept(made: int, order: Order, written: list[Written], flags: Flags) -> str:
     if flags.keep:
         return f"{made} of {order.num} files were made, the likeliest {len(written)} kept"
-    return f"{made} of {order.num} files are finished and kept"
+    return f"{len(written)} of {order.num} files are finished and kept"  # not the one under way
 
 
 def _enters(written: list[Written], bits: float, keep: int) -> bool:
