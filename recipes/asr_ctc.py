@@ -52,7 +52,7 @@ class Strings(Config):
 
     out: str = "runs/asr_ctc"
     subsampling: int = 4
-    batch: int = 32
+    batch: int = 64
     mask_share: float = 0.05
     fewest: int = 3
     most: int = 7

@@ -50,8 +50,8 @@ class Config:
     conv_kernel: int = 15
     subsampling: int = 2
     dropout: float = 0.1
-    steps: int = 3000
-    batch: int = 64
+    steps: int = 1500
+    batch: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
