@@ -48,6 +48,7 @@ ENGINES = ("cuda", "triton")
 WARPS = {"cuda": (4, 8, 16), "triton": (4,)}
 STREAMS = (1, 8, 64, 132, 512, 4096)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAMPLES = {"cuda": 80000, "triton": 80000, "torch": 64, "numba": 16000}  # of an engine's row
 LAUNCHES = 3
 Row = dict[str, Any]
 
@@ -125,28 +126,30 @@ def kernel_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
 
 def engine_rows(name: str, network: WaveformModel, flags: argparse.Namespace) -> Iterator[Row]:
     """Time every engine as a user meets it, one stream and, of the fast ones, some."""
-    samples = {"cuda": 16000, "triton": 16000, "torch": 64, "numba": 16000}
     many = 2 if flags.smoke else 64
-    for engine, count in (
-        *itertools.product(flags.engines, (1, many)),
-        ("torch", 1),
-        ("numba", 1),
+    for engine, count, weights in (
+        *itertools.product(flags.engines, (1, many), DTYPES),
+        ("torch", 1, "float32"),
+        ("numba", 1, "float32"),
     ):
         on = network.cpu() if engine == "numba" else network.to(flags.device)
-        if why_not_engine(engine, on):  # type: ignore[arg-type]
+        if why_not_engine(engine, on):
             continue
-        job = Job(samples=4 if flags.smoke else samples[engine])
-        began = 0.0
-        for _ in range(2):  # the first compiles
+        begin, samples = (2, 4) if flags.smoke else (64, SAMPLES[engine])
+        for length in (begin, samples):  # the first compiles
             began = time.perf_counter()
-            for _made in generate_streams(on, job, num=count, engine=engine):  # type: ignore[arg-type]
+            job = Job(samples=length)
+            for _made in generate_streams(on, job, num=count, engine=engine, weights=weights):
                 pass
-        us = 1e6 * (time.perf_counter() - began) / job.samples
+            took = time.perf_counter() - began
+        us = 1e6 * took / samples
         yield {
             "part": "engine",
             "model": name,
             "engine": engine,
+            "weights": weights,
             "streams": count,
+            "samples": samples,
             "us_per_sample": us,
             "samples_per_s": 1e6 * count / us,
             "real_time_factor": us * 1e-6 * network.config.sample_rate,

@@ -222,4 +222,4 @@ def test_fields_of_every_class_have_help(speech: Any, capsys: pytest.CaptureFixt
         speech.run(speech.asr_ctc.RECIPE, ["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "--fewest INT Clips of a string (default: 3)" in said
-    assert "--steps INT Optimiser steps (default: 3000)" in said
+    assert "--steps INT Optimiser steps (default: 1500)" in said
