@@ -346,7 +346,7 @@ def plot(results: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None
             right.plot(places, values, marker, color=f"C{i}", label=key if not i else None)
     left.set(xlabel="step", ylabel=f"{measure}, validation (%)")
     right.set(ylabel=f"{measure}, test (%)")
-    right.set_xticks(range(len(groups)), [name.replace(", ", "\n") for name in groups])
+    right.set_xticks(range(len(groups)), groups, rotation=30, ha="right", rotation_mode="anchor")
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
