@@ -1,4 +1,4 @@
-"""What `audiomamba generate --prompt` takes, and what it refuses."""
+"""What `audiomamba generate --prompt` takes, refuses and tells."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ import pytest
 import soundfile
 
 from audiomamba import audio
+from audiomamba.config import ModelConfig, Tier
+from audiomamba.engine.choice import open_engine
+from audiomamba.engine.prompt import read_prompt
+from audiomamba.models.waveform import WaveformModel
+from audiomamba_kernels.jit import jit
 from tests.cli.stand_in import RATE, Run, StandIn, is_one_line, noise
 
 
@@ -134,3 +139,19 @@ def test_a_bad_prompt_is_found_before_the_model_is_loaded(
     assert code == 1
     assert is_one_line(err)
     assert "prompt.wav" in err
+
+
+def test_compiling_for_a_prompt_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    tier = Tier(mixer="lti", n_layers=1, d_state=2)
+    network = WaveformModel(ModelConfig(d_model=4, tiers=(tier, tier), pools=(2,))).eval()
+    opened = open_engine(network)
+    functions = [jit(lambda x: x + 1), jit(lambda x: x + 2)]
+    told: list[None] = []
+    for fresh, notify in zip(functions, (lambda: told.append(None), None), strict=True):
+        hook = network.register_forward_pre_hook(lambda *_, fresh=fresh: fresh(1) and None)
+        for _ in range(2):
+            read_prompt(network, opened, [np.zeros(9, np.int64)], notify)
+        hook.remove()
+    assert len(told) == 1
+    said = [r.getMessage() for r in caplog.records if r.name == "audiomamba.engine.prompt"]
+    assert said == ["compiling what reads prompts; this happens once and takes about 20 seconds"]
