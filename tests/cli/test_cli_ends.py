@@ -88,7 +88,7 @@ def test_ctrl_c_keeps_what_is_finished(run: Run, model: StandIn, tmp_path: Path)
 
 
 def test_a_file_that_is_interrupted_is_not_counted(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt

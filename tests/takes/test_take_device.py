@@ -54,7 +54,7 @@ def test_a_gpu_that_fails_leaves_what_is_finished(
     monkeypatch.setattr(launches, "_landed", failing)
     asked = (
         "--seconds",
-        0.01,
+        0.002,
         "-n",
         4,
         "--batch-size",
@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_stops_a_gpu(
         return write(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    code, out, err = run("--seconds", 0.01, "-n", 4, "--batch-size", 2, "--device", gpu)
+    code, out, err = run("--seconds", 0.002, "-n", 4, "--batch-size", 2, "--device", gpu)
     assert (code, out.splitlines()[1:]) == (1, [str(tmp_path / "small_1_0.wav")])
     assert (err.count("\n"), "No space left on device" in err) == (1, True)
     assert {path.name for path in tmp_path.iterdir()} == {"small_1_0.wav", "small_1_0.json"}
