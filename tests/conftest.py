@@ -60,8 +60,8 @@ def pytest_collection_modifyitems(items: list[Any]) -> Iterator[None]:
         if "gpu" not in item.keywords:
             # A file is one process's: what its first test compiles, the others find. Layers, models
             # and what stands for mamba_ssm compile the same.
-            name = item.path.name
-            same = item.path.parent.name in ("layers", "models") or name == "test_mamba_ssm.py"
+            folder, name = item.path.parent.name, item.path.name
+            same = folder in ("layers", "models") or name.startswith("test_mamba_ssm")
             group = "networks" if same else name
             item.add_marker(pytest.mark.xdist_group(group))
         elif not torch.cuda.is_available():

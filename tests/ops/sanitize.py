@@ -20,7 +20,7 @@ from audiomamba_kernels import causal_conv1d, lti_scan, selective_scan
 from audiomamba_kernels.lti_scan import TRITON_MAX_STATE
 from tests.contract import IN_TIME, results
 from tests.ops import conv_cases, lti_cases, selective_cases
-from tests.ops.test_step import a_step
+from tests.ops.step_cases import a_step
 
 CHANNELS = 37
 STEPS = (1, 65, 1024)  # 1024 are whole tiles of the time-invariant scan; their half is not

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,55 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiomamba_kernels import causal_conv1d, lti_scan, selective_scan
-from audiomamba_kernels.backend import why_not
 from audiomamba_kernels.step import causal_conv1d_step, lti_mamba_step, selective_scan_step
 from tests.contract import error
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BATCH, STEPS, CHANNELS = 2, 3, 5
-TRITON = pytest.param(
-    "triton",
-    marks=pytest.mark.skipif(
-        why_not("triton", torch.empty(0, device=DEVICE)) is not None,
-        reason="needs a CUDA device or TRITON_INTERPRET=1",
-    ),
+from tests.ops.step_cases import (
+    BACKENDS,
+    BATCH,
+    CHANNELS,
+    DEVICE,
+    DTYPES,
+    KINDS,
+    STEPS,
+    TRITON,
+    exact,
+    rand,
+    scan_inputs,
+    tolerance,
 )
-BACKENDS = pytest.mark.parametrize("backend", [TRITON, "reference"])
-KINDS = pytest.mark.parametrize("complex", [False, True], ids=["real", "complex"])
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-
-
-def rand(*shape: int, complex: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
-    x = torch.randn(*shape, device=DEVICE)
-    return torch.complex(x, torch.randn(*shape, device=DEVICE)) if complex else x.to(dtype)
-
-
-def exact(x: Any) -> Any:
-    """Widen tensors to float64."""
-    if not isinstance(x, Tensor):
-        return x
-    return x.to(torch.complex128 if x.is_complex() else torch.float64)
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """A rounding of a half precision (the interpreter cuts), or a few of float32 a step."""
-    return 4e-7 * STEPS if dtype == torch.float32 else torch.finfo(dtype).eps
-
-
-def scan_inputs(n: int, complex: bool, dtype: torch.dtype) -> dict[str, Any]:
-    shape = (BATCH, STEPS, CHANNELS)
-    rates = -torch.rand(CHANNELS, n, device=DEVICE)
-    return {
-        "u": rand(*shape, dtype=dtype),
-        "delta": rand(*shape, dtype=dtype).abs() / 2,
-        "A": torch.complex(rates, rand(CHANNELS, n) * 3) if complex else rates,
-        "B": rand(BATCH, STEPS, n, complex=complex),
-        "C": rand(BATCH, STEPS, n, complex=complex),
-        "D": rand(CHANNELS),
-        "z": rand(*shape, dtype=dtype),
-        "delta_bias": rand(CHANNELS),
-        "initial_state": rand(BATCH, CHANNELS, n, complex=complex),
-    }
 
 
 def scan_by_steps(
@@ -232,160 +195,6 @@ def test_steps_in_float64_are_exact(complex: bool) -> None:
     y_exact, state_exact = selective_scan(**x, output_final_state=True, backend="reference")
     torch.testing.assert_close(y, y_exact, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(state, state_exact, rtol=1e-12, atol=1e-12)
-
-
-Step = Callable[[list[Tensor], list[Any]], tuple[Tensor, ...]]
-
-
-def a_step(name: str, complex: bool, dtype: torch.dtype, backend: Any) -> tuple[Step, list[Tensor]]:
-    """Return a function of states and where to write them, and states, in unusual layouts."""
-    n, width = 3, 4
-    x = scan_inputs(n, complex, torch.float32)
-    u, z, B, C = (x[key][:, 0] for key in ("u", "z", "B", "C"))
-    weight, maps = rand(CHANNELS, width), rand(3, CHANNELS, n, complex=complex)
-    conv = rand(BATCH, CHANNELS, width - 1, dtype=dtype).mT
-    ssm = rand(n, BATCH, CHANNELS, complex=complex, dtype=dtype).permute(1, 2, 0)
-
-    def scan(states: list[Tensor], out: list[Any]) -> tuple[Tensor, ...]:
-        return selective_scan_step(
-            u, u, x["A"], B, C, state=states[0], out_state=out[0], backend=backend
-        )
-
-    def convolve(states: list[Tensor], out: list[Any]) -> tuple[Tensor, ...]:
-        return causal_conv1d_step(u, states[0], weight, out_state=out[0], backend=backend)
-
-    def lti(states: list[Tensor], out: list[Any]) -> tuple[Tensor, ...]:
-        conv, ssm = states
-        return lti_mamba_step(
-            u, z, conv, ssm, weight, None, *maps.unbind(),
-            out_conv_state=out[0], out_ssm_state=out[1], backend=backend,
-        )  # fmt: skip
-
-    steps: dict[str, tuple[Step, list[Tensor]]] = {
-        "scan": (scan, [ssm]),
-        "conv": (convolve, [conv]),
-        "lti": (lti, [conv, ssm]),
-    }
-    return steps[name]
-
-
-EVERY_STEP = pytest.mark.parametrize("name", ["scan", "conv", "lti"])
-
-
-@EVERY_STEP
-@DTYPES
-@KINDS
-@pytest.mark.parametrize("backend", [TRITON, "reference"])
-def test_states_are_written_where_they_are_wanted(
-    backend: str, complex: bool, dtype: torch.dtype, name: str
-) -> None:
-    step, states = a_step(name, complex, dtype, backend)
-    before = [state.clone() for state in states]
-    y, *new = step(states, [None, None])
-    for state, old in zip(states, before, strict=True):
-        assert torch.equal(state, old), "a state was written unasked"
-    other = [torch.full_like(state, torch.nan) for state in states]
-    for out in (other, states):
-        y_out, *got = step(states, out)
-        assert torch.equal(y_out, y)
-        for state, written, wanted in zip(got, new, out, strict=True):
-            assert state is wanted
-            assert error(state, written) < tolerance(dtype)
-
-
-@EVERY_STEP
-@pytest.mark.parametrize("backend", [TRITON, "reference"])
-def test_a_step_refuses_to_be_differentiated(backend: str, name: str) -> None:
-    step, states = a_step(name, False, torch.float32, backend)
-    states[0].requires_grad_()
-    with pytest.raises(ValueError, match="a step has no gradient"):
-        step(states, [None, None])
-    with torch.no_grad():
-        step(states, [None, None])
-
-
-@EVERY_STEP
-@KINDS
-def test_a_step_compiles_into_one_graph(complex: bool, name: str) -> None:
-    step, states = a_step(name, complex, torch.float32, "reference")
-    compiled = torch.compile(step, fullgraph=True, backend="eager")
-    for got, wanted in zip(compiled(states, [None, None]), step(states, [None, None]), strict=True):
-        torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's
-@EVERY_STEP
-@KINDS
-def test_a_step_on_a_gpu_compiles_into_one_graph(complex: bool, name: str) -> None:
-    step, states = a_step(name, complex, torch.float32, "triton")
-    compiled = torch.compile(step, fullgraph=True)
-    for got, wanted in zip(compiled(states, [None, None]), step(states, [None, None]), strict=True):
-        torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.gpu
-@EVERY_STEP
-@KINDS
-def test_a_cuda_graph_holds_a_step_that_overwrites_its_state(complex: bool, name: str) -> None:
-    step, states = a_step(name, complex, torch.float32, "triton")
-    # In the same layout, for which the same kernel is compiled: another sums in another order.
-    expected = [state.clone() for state in states]
-    for _ in range(3):
-        y, *_ = step(expected, expected)
-    first = [state.clone() for state in states]
-    step(states, states)  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y_graph, *_ = step(states, states)
-    for state, start in zip(states, first, strict=True):
-        state.copy_(start)
-    for _ in range(3):
-        graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(y_graph, y)
-    for state, wanted in zip(states, expected, strict=True):
-        assert torch.equal(state, wanted)
-
-
-COMPILE = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from audiomamba_kernels.step import triton_kernels as t
-
-def build(kernel, capability, dtype, absent, **constants):
-    pointers = {name: dtype if name in ("x_ptr", "u_ptr", "y_ptr", "z_ptr") else "*fp32"
-                for name in kernel.arg_names if name.endswith("_ptr")}
-    signature = {name: pointers.get(name, "i64" if "_" in name else "i32")
-                 for name in kernel.arg_names}
-    constants |= dict.fromkeys(absent)
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    built = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1})
-    assert built.asm["cubin"]
-
-for capability, dtype, complex, absent in (
-    (80, "*fp32", False, ()),
-    (80, "*fp16", True, ()),
-    (90, "*bf16", True, ("bias_ptr",)),
-):
-    width = {"WIDTH": 4, "BLOCK_W": 4}
-    tile = {"COMPLEX": complex, "BLOCK_N": 16, "BLOCK_C": 8}
-    skip = (*absent, "D_ptr", "z_ptr") if absent else ()
-    build(t.selective_scan_step_kernel, capability, dtype, skip, SOFTPLUS=complex, **tile)
-    build(t.causal_conv1d_step_kernel, capability, dtype, absent, SILU=complex, BLOCK_C=64, **width)
-    build(t.lti_mamba_step_kernel, capability, dtype, skip, **width, **tile)
-"""
-
-
-def test_the_kernels_compile_for_gpus_that_are_not_here() -> None:
-    pytest.importorskip("triton")
-    path = os.pathsep.join(sys.path)
-    subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path},
-        check=True,
-    )
 
 
 def test_wrong_shapes_kinds_and_options_are_refused() -> None:
