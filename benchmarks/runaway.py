@@ -1,6 +1,6 @@
 """How often a model runs away into noise, silence or one tone; and with a guard or other sampling.
 
-    python benchmarks/runaway.py -m piano -n 24 --seconds 40 --settings 1 1+guard 0.95 0.95+guard
+    python benchmarks/runaway.py -m piano -n 32 --seconds 60 --settings 1 1+guard 0.95 0.95+guard
     python benchmarks/runaway.py -m digits -n 128 --seconds 1 --settings 1 1+guard 1/0.99
     python benchmarks/runaway.py -m piano -n 1024 --seconds 60 --device cuda --batch auto
     python benchmarks/runaway.py --smoke                     # tiny, random weights
@@ -42,11 +42,11 @@ from audiomamba.provenance import provenance
 HERE = Path(__file__).parent
 SURE = 0.9  # of a word
 
-# Where noise begins: stricter for music, none of whose recordings has a loud second so flat. One in
-# which a note follows silence, as recordings do not have it, may pass for noise though. A clip of a
-# second is silent if all of it is.
+# Where noise begins: stricter for music, none of whose recordings has two loud seconds so flat. Of
+# a second alone, a note after silence, which recordings do not have, would pass for noise. A clip
+# of a second is silent if all of it is.
 MEASURES = {
-    "piano": Limits(noise_flatness=0.02, noise_level=-30, noise_seconds=1),
+    "piano": Limits(noise_flatness=0.01, noise_level=-30, noise_seconds=2),
     "digits": Limits(noise_seconds=1, silence_seconds=1),
 }
 
