@@ -96,6 +96,8 @@ def _check_use(flags: Flags) -> None:
             raise click.UsageError(
                 f"{_option(name)} does not go with --resume: its file holds what that says"
             )
+    if flags.gallery and flags.gallery.suffix.lower() not in (".html", ".htm"):
+        raise click.UsageError(f"--gallery {flags.gallery} must end in .html or .htm")
     if flags.stream and flags.guard == "warn":
         raise click.UsageError("--guard warn does not go with --stream; --guard rewind does")
     context = click.get_current_context()
