@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from audiomamba import EncoderConfig, MambaEncoder, audio
 from audiomamba.cli import main
 
 Run = Callable[..., tuple[int, str]]
@@ -31,3 +33,43 @@ def test_a_gallery_is_a_page(run: Run, tmp_path: Path) -> None:
     assert code == 2
     assert f"--gallery {tmp_path / 'best.txt'} must end in .html or .htm; see" in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    audio.write(tmp_path / "a.wav", np.zeros(4000), 16000)
+    return tmp_path / "a.wav"
+
+
+def test_only_models_of_the_kind_are_named(run: Run, wav: Path, tmp_path: Path) -> None:
+    assert "shipped: digits, piano\n" in run("generate", "-m", "pian", "-o", tmp_path)[1]
+    assert "shipped: digits, piano\n" in run("encode", wav, "-m", "pian", "-o", tmp_path)[1]
+    assert "shipped: digit_classifier\n" in run("classify", wav, "-m", "pian")[1]
+
+
+def test_a_model_of_another_kind_is_told_with_what_there_is(
+    run: Run, wav: Path, tmp_path: Path
+) -> None:
+    assert run("classify", wav, "-m", "piano")[1] == (
+        "error: piano is no classifier, but a model of waveforms, for `audiomamba generate`; "
+        "a classifier that ships: digit_classifier\n"
+    )
+    assert run("generate", "-m", "digit_classifier", "-o", tmp_path)[1] == (
+        "error: digit_classifier is no model of waveforms, but a classifier, for `audiomamba "
+        "classify`; a model of waveforms that ships: digits, piano\n"
+    )
+
+
+def test_a_folder_of_transformers_is_told_how_to_be_taken(
+    run: Run, wav: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = pytest.importorskip("audiomamba.adapters.for_transformers")
+    encoder = MambaEncoder(EncoderConfig(d_model=8, n_layers=1)).eval()
+    adapter.AudiomambaEncoderModel.from_encoder(encoder).save_pretrained(tmp_path / "theirs")
+    capsys.readouterr()
+    _, err = run("encode", wav, "-m", tmp_path / "theirs", "-o", tmp_path)
+    assert ".from_pretrained(FOLDER).encoder.save_pretrained(OUT)" in err
+    model = adapter.AudiomambaEncoderModel.from_pretrained(tmp_path / "theirs")
+    model.encoder.save_pretrained(tmp_path / "ours")
+    with pytest.raises(SystemExit, match="0"):
+        main(["encode", str(wav), "-m", str(tmp_path / "ours"), "-o", str(tmp_path)])
