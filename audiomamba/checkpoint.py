@@ -240,13 +240,26 @@ def shipped(*kinds: str) -> list[str]:
 
 
 def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS, "README.md"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"{repository!r} is no folder here and could not be had from the Hugging Face Hub: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # of the network's libraries too, which derive from nothing common
+        if isinstance(error, RepositoryNotFoundError):
+            what = "the Hugging Face Hub has none of this name, or not without `hf auth login`"
+        elif constants.HF_HUB_OFFLINE:
+            what = "HF_HUB_OFFLINE forbids to fetch it; unset that, or give a local folder"
+        else:
+            what = (
+                f"it cannot be fetched from the Hugging Face Hub ({_root(error)}); check the "
+                "name and the network, or give a local folder"
+            )
+        raise FileNotFoundError(f"{repository!r} is no folder here, and {what}") from error
+
+
+def _root(error: BaseException) -> str:
+    """Return what an error arose from, in one line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants, errors
 
 from audiomamba import EncoderConfig, MambaEncoder, audio
 from audiomamba.cli import main
@@ -73,3 +74,30 @@ def test_a_folder_of_transformers_is_told_how_to_be_taken(
     model.encoder.save_pretrained(tmp_path / "ours")
     with pytest.raises(SystemExit, match="0"):
         main(["encode", str(wav), "-m", str(tmp_path / "ours"), "-o", str(tmp_path)])
+
+
+class ConnectError(Exception):
+    """As that of httpx, which is no OSError."""
+
+
+@pytest.mark.parametrize("kind", [ConnectError, errors.LocalEntryNotFoundError])
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fetch(repository: str, **options: object) -> str:
+        try:
+            raise OSError(-2, "Name or service not known")
+        except OSError as error:
+            raise kind("Got: ConnectError:\nAn error happened") from error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    begin = "error: 'some/model' is no folder here, and "
+    code, err = run("generate", "-m", "some/model", "-o", tmp_path)
+    assert code == 1
+    assert err == (
+        f"{begin}it cannot be fetched from the Hugging Face Hub ([Errno -2] Name or service "
+        "not known); check the name and the network, or give a local folder\n"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    err = run("generate", "-m", "some/model", "-o", tmp_path)[1]
+    assert err.startswith(f"{begin}HF_HUB_OFFLINE forbids to fetch it; unset that")
