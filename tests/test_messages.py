@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants, errors
+from safetensors.torch import save_file
 
+import audiomamba
 from audiomamba import EncoderConfig, MambaEncoder, audio
 from audiomamba.cli import main
 
@@ -101,3 +104,40 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     err = run("generate", "-m", "some/model", "-o", tmp_path)[1]
     assert err.startswith(f"{begin}HF_HUB_OFFLINE forbids to fetch it; unset that")
+
+
+@pytest.fixture
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for is wrong, and found before a model is loaded."""
+    monkeypatch.delitem(audiomamba.__dict__, "load", raising=False)
+    monkeypatch.setitem(audiomamba._HOME, "load", "not needed")
+
+
+@pytest.mark.usefixtures("_no_model")
+@pytest.mark.parametrize("end", [".wav", ".json"])
+def test_a_file_that_is_there_is_found_early(run: Run, tmp_path: Path, end: str) -> None:
+    there = (tmp_path / "piano_3_1").with_suffix(end)
+    there.write_text("precious")
+    code, err = run("generate", "-o", tmp_path, "--seed", 3, "-n", 2)
+    assert code == 1
+    assert f"{there} is there already; add --overwrite" in err
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_weights_that_no_cpu_has_are_found_early(run: Run, tmp_path: Path) -> None:
+    code, err = run("generate", "-o", tmp_path, "--weights", "bfloat16")
+    assert code == 2
+    assert "--weights bfloat16 is for a GPU alone; add --device cuda, or leave it out; see" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_a_file_that_cannot_be_resumed_is_found_early(run: Run, tmp_path: Path) -> None:
+    state, record = tmp_path / "take.safetensors", tmp_path / "take.json"
+    record.write_text('{"seed": 1}')
+    code, err = run("generate", "-o", tmp_path, "--resume", record)
+    assert code == 1
+    assert f"{record} is damaged or holds no saved streams (" in err
+    save_file({"x": torch.zeros(1)}, state, {"format": "pt"})
+    err = run("generate", "-o", tmp_path, "--resume", state)[1]
+    assert f"{state} holds other tensors; give a file of --save-state or Session.save" in err
