@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 KIND = "audiomamba streams"
 FORMAT = f"{KIND} 1"
+SUFFIX = ".safetensors"
 
 
 def check(path: str | Path) -> None:
@@ -25,7 +26,9 @@ def check(path: str | Path) -> None:
         with safe_open(path, "np") as file:
             found = (file.metadata() or {}).get("format")
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or holds no saved streams ({error})") from error
+        raise ValueError(
+            f"{path} is damaged or holds no saved streams ({error}){_beside(path)}"
+        ) from error
     if found is None or not found.startswith(KIND):
         raise ValueError(f"{path} holds other tensors; give a file of --save-state or Session.save")
     if found != FORMAT:
@@ -33,3 +36,9 @@ def check(path: str | Path) -> None:
             f"{path} is of the format {found!r}, and this version of audiomamba reads {FORMAT!r}; "
             "go on with the version that wrote it"
         )
+
+
+def _beside(path: Path) -> str:
+    """Name the file that was meant where its record or its sound was given."""
+    state = path.with_suffix(SUFFIX)
+    return f"; give {state}" if state != path and state.is_file() else ""

@@ -138,6 +138,8 @@ def test_a_file_that_cannot_be_resumed_is_found_early(run: Run, tmp_path: Path) 
     code, err = run("generate", "-o", tmp_path, "--resume", record)
     assert code == 1
     assert f"{record} is damaged or holds no saved streams (" in err
+    assert "; give" not in err
     save_file({"x": torch.zeros(1)}, state, {"format": "pt"})
+    assert f"; give {state}\n" in run("generate", "-o", tmp_path, "--resume", record)[1]
     err = run("generate", "-o", tmp_path, "--resume", state)[1]
     assert f"{state} holds other tensors; give a file of --save-state or Session.save" in err
