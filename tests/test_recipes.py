@@ -157,6 +157,20 @@ def test_a_file_of_flags_is_checked_as_flags_are(recipe, tmp_path, capsys, value
     assert message in said
 
 
+@pytest.mark.parametrize(
+    "name", ["youtubemix", "length_scaling", "selective_copying", "spoken_digits"]
+)
+@pytest.mark.parametrize("flags", [["--steps", "many"], ["--config", "nowhere.json"], ["--loud"]])
+@pytest.mark.usefixtures("_recipes_import_each_other")
+def test_a_wrong_flag_is_one_line(name, flags, monkeypatch, capsys):
+    script = str(RECIPES / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(script, run_name="__main__")
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"error: [^\n]*{flags[-1]}[^\n]*; see {name}\.py --help\n", said)
+
+
 def test_flags_win_over_a_smoke_run_and_that_over_a_file(recipe, tmp_path):
     file = tmp_path / "flags.json"
     file.write_text(json.dumps({"steps": 7, "seed": 7, "preset": "s4-mlp", "out": "x"}))
