@@ -147,7 +147,7 @@ def run(
         shape.config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
     )
     torch._dynamo.reset()  # it counts what it compiles, and stops at eight
-    outcome = train(model, config, resume=True)
+    outcome = train(model, config, resume=Path(config.out).exists())
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; the same command goes on\n")
         exit_as_stopped(outcome)

@@ -274,11 +274,12 @@ def test_only_the_first_process_writes_results(recipe, tmp_path, monkeypatch, ca
     assert not capsys.readouterr().out
 
 
-def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys):
+def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys, caplog):
     sweep, out = load_recipe("length_scaling"), tmp_path / "sweep"
     common = ["--smoke", "--out", str(out), "--models", "s4-mlp", "--listen-every", "0"]
     sweep.main([*common, "--lengths", "1024", "--max-minutes", "1e-9"])
     assert "the same command goes on" in capsys.readouterr().out
+    assert "no checkpoint to resume from" not in caplog.text  # the run is new
     sweep.main([*common, "--lengths", "1024"])
     sweep.main([*common, "--lengths", "1024", "2048"])
     assert capsys.readouterr().out.count("clips of 1024") == 1
