@@ -12,8 +12,10 @@ from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 
 import audiomamba
-from audiomamba import EncoderConfig, MambaEncoder, audio
+from audiomamba import EncoderConfig, MambaEncoder, audio, checkpoint
 from audiomamba.cli import main
+from audiomamba.config import ModelConfig, Tier
+from audiomamba.models.waveform import WaveformModel
 
 Run = Callable[..., tuple[int, str]]
 
@@ -143,3 +145,37 @@ def test_a_file_that_cannot_be_resumed_is_found_early(run: Run, tmp_path: Path) 
     assert f"; give {state}\n" in run("generate", "-o", tmp_path, "--resume", record)[1]
     err = run("generate", "-o", tmp_path, "--resume", state)[1]
     assert f"{state} holds other tensors; give a file of --save-state or Session.save" in err
+
+
+def make_model(folder: Path, bits: float | None) -> Path:
+    """Make a model of noise, which has 8 bits per sample, and says that recordings have some."""
+    tier = Tier(mixer="lti", complex=True, n_layers=1, d_state=2, d_conv=2)
+    config = ModelConfig(d_model=4, tiers=(tier, tier), pools=(2,))
+    known = {} if bits is None else {"validation_bits_per_sample": bits}
+    checkpoint.save(folder, config, WaveformModel(config).state_dict(), training=known)
+    return folder
+
+
+def test_what_runs_away_is_told_by_files_and_seconds(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tmp_path / "hiss", 1.0)
+    common = ["generate", "-m", str(model), "--seconds", "1", "--seed", "4", "--guard"]
+    told = "runs into noise at 0.25 s of what was made"
+    for mode, anew in (("warn", ""), ("rewind", ", also after it was drawn anew 8 times")):
+        with pytest.raises(SystemExit, match="0"):
+            main([*common, mode, "-n", "2", "-o", str(tmp_path), "--overwrite"])
+        err = capfd.readouterr().err
+        for index in (0, 1):
+            assert f"warning: hiss_4_{index}.wav {told}{anew}; it goes on as it is\n" in err
+        assert "sample " not in err
+    with pytest.raises(SystemExit, match="0"):
+        main([*common, "rewind", "--stream"])
+    assert f"warning: the stream {told}{anew}; it goes on" in capfd.readouterr().err
+
+
+def test_a_guard_without_a_limit_is_told_by_its_option(run: Run, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "hiss", None)
+    err = run("generate", "-m", model, "-o", tmp_path, "--guard", "rewind")[1]
+    assert f"{model} has no validation bits, from which a guard's limit follows; leave" in err
+    assert "--guard rewind out" in err

@@ -178,6 +178,11 @@ def _guard(model: AudioModel, flags: Flags) -> Guard | None:
     """Return what watches the likelihood: to warn alone, it does without what it cannot know."""
     if flags.guard is None or (flags.guard == "warn" and model.validation_bits is None):
         return None
+    if model.validation_bits is None:
+        raise ValueError(
+            f"{flags.name} has no validation bits, from which a guard's limit follows; leave "
+            "--guard rewind out, or give --guard warn, which then listens to the sound alone"
+        )
     guard = model.default_guard()
     return guard if flags.guard == "rewind" else replace(guard, tries=0)
 
