@@ -23,6 +23,12 @@ WEIGHTS = "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
+KINDS = {  # what stands in a config.json beside "format": what it is, and the command that takes it
+    "model": ("model of waveforms", "generate"),
+    "encoder": ("encoder", "encode"),
+    "classifier": ("classifier", "classify"),
+}
+TRANSFORMERS_ENCODER = "audiomamba_encoder"  # the model_type of adapters/for_transformers.py
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
@@ -124,20 +130,40 @@ def read_config(directory: Path) -> ModelConfig:
 def read(directory: Path, key: str, build: Callable[[Any], Config]) -> Config:
     """Build what stands under a key of a folder's config.json; raises as `load`."""
     values = _read(directory)
+    if "format" in values and key not in values:
+        raise ValueError(_of_another_kind(directory, key, values))
     try:
         if "format" not in values:
-            hint = ": it is a Transformers folder, for AutoModel" if "model_type" in values else ""
-            raise ValueError(f"it says no format{hint}")
+            raise ValueError(f"it says no format{_hint_of_transformers(values)}")
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
-        if key not in values:
-            raise ValueError(
-                f"it holds no {key!r}, but {', '.join(values)}"
-                + (": `audiomamba classify` takes it" if "classifier" in values else "")
-            )
         return build(values[key])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory / CONFIG} is not a model's config: {error}") from error
+
+
+def _of_another_kind(directory: Path, key: str, values: dict[str, Any]) -> str:
+    """Return what is said of a model that is of no use where it was given."""
+    wanted, names = KINDS[key][0], ", ".join(shipped(key))
+    other = next((kind for kind in KINDS if kind in values), None)
+    if other is None:
+        return f"{directory / CONFIG} holds no {wanted}, but {', '.join(values)}"
+    what, command = KINDS[other]
+    return (
+        f"{directory.name if directory.parent == SHIPPED else directory} is no {wanted}, but "
+        f"{'an' if what[0] in 'aeiou' else 'a'} {what}, for `audiomamba {command}`"
+        + (f"; a {wanted} that ships: {names}" if names else "")
+    )
+
+
+def _hint_of_transformers(values: dict[str, Any]) -> str:
+    if values.get("model_type") == TRANSFORMERS_ENCODER:
+        return (
+            ": it is a Transformers folder; in Python, AudiomambaEncoderModel (of "
+            "audiomamba.adapters.for_transformers) .from_pretrained(FOLDER).encoder"
+            ".save_pretrained(OUT) writes its encoder into a folder to give here"
+        )
+    return ": it is a Transformers folder, for AutoModel" if "model_type" in values else ""
 
 
 def holds(directory: Path, key: str) -> bool:
@@ -176,11 +202,12 @@ def _read(directory: Path) -> dict[str, Any]:
     return values
 
 
-def find(name: str | Path) -> Path:
+def find(name: str | Path, *kinds: str) -> Path:
     """Return the folder of a model: a shipped name, a folder, or a Hugging Face id.
 
     A folder with the name of a shipped model is found as ./NAME. What comes from the Hub is
-    downloaded once and cached.
+    downloaded once and cached. The folder is not opened: the error names what ships of `kinds`, of
+    KINDS, alone.
 
     Raises:
         ValueError: If `name` is a pickle, which could run code, or a single file.
@@ -202,23 +229,37 @@ def find(name: str | Path) -> Path:
         return _download(name)
     raise FileNotFoundError(
         f"no model {str(name)!r}: it is no folder, no Hugging Face id (owner/name), and not one of "
-        f"the shipped: {', '.join(shipped()) or 'none'}"
+        f"the shipped: {', '.join(shipped(*kinds)) or 'none of this kind'}"
     )
 
 
-def shipped() -> list[str]:
-    """Return the names of the models inside the package."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+def shipped(*kinds: str) -> list[str]:
+    """Return the names of the models inside the package, of some of KINDS or of all."""
+    folders = sorted(path.parent for path in SHIPPED.glob(f"*/{CONFIG}"))
+    return [f.name for f in folders if not kinds or any(holds(f, kind) for kind in kinds)]
 
 
 def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS, "README.md"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"{repository!r} is no folder here and could not be had from the Hugging Face Hub: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # of the network's libraries too, which derive from nothing common
+        if isinstance(error, RepositoryNotFoundError):
+            what = "the Hugging Face Hub has none of this name, or not without `hf auth login`"
+        elif constants.HF_HUB_OFFLINE:
+            what = "HF_HUB_OFFLINE forbids to fetch it; unset that, or give a local folder"
+        else:
+            what = (
+                f"it cannot be fetched from the Hugging Face Hub ({_root(error)}); check the "
+                "name and the network, or give a local folder"
+            )
+        raise FileNotFoundError(f"{repository!r} is no folder here, and {what}") from error
+
+
+def _root(error: BaseException) -> str:
+    """Return what an error arose from, in one line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

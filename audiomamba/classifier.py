@@ -150,7 +150,7 @@ class AudioClassifier(nn.Module):
             FileNotFoundError: If there is none.
             ValueError: If the files are damaged, or are of another model.
         """
-        directory = checkpoint.find(name)
+        directory = checkpoint.find(name, "classifier")
         config = checkpoint.read(directory, "classifier", ClassifierConfig.from_dict)
         return checkpoint.restore(directory, lambda: cls(config, backend=backend))
 

@@ -61,7 +61,7 @@ def load(
             waveform model is asked to normalize.
     """
     place = check_device(device)
-    directory = checkpoint.find(name)
+    directory = checkpoint.find(name, "encoder", "model")
     if checkpoint.holds(directory, "encoder"):
         encoder = MambaEncoder.from_pretrained(directory).to(place)
         _check_layer(layer, encoder.config.n_layers)

@@ -249,7 +249,7 @@ class MambaEncoder(nn.Module):
             FileNotFoundError: If there is none.
             ValueError: If the files are damaged, or are of another model.
         """
-        directory = checkpoint.find(name)
+        directory = checkpoint.find(name, "encoder")
         config = checkpoint.read(directory, "encoder", EncoderConfig.from_dict)
         return checkpoint.restore(directory, lambda: cls(config, backend=backend))
 

@@ -12,9 +12,17 @@ import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the usage, which is long."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def add_flags(parser: argparse._ActionsContainer, config: Any) -> None:
@@ -109,9 +117,7 @@ def parse(
     values = read_values(parser, flags.config)
     unknown = sorted(values.keys() - (vars(flags).keys() - {"config", "resume", "smoke"}))
     if unknown:
-        parser.error(
-            f"--config {flags.config} has {unknown[0]!r}, which no file can set; see --help"
-        )
+        parser.error(f"--config {flags.config} has {unknown[0]!r}, which no file can set")
     values = {name: value for name, value in values.items() if name not in small}
     flags = parser.parse_args([*as_words(values), *arguments])
     if flags.out is None:

@@ -28,7 +28,7 @@ def load(
         ValueError: If the files are damaged, or the device or such weights cannot be used.
     """
     place = check_device(device)
-    directory = checkpoint.find(name)
+    directory = checkpoint.find(name, "model")
     return AudioModel(
         checkpoint.load(directory).to(place),
         name=str(name),

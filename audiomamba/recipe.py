@@ -25,7 +25,7 @@ from audiomamba.data.batches import check_length
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.evaluate import evaluate
 from audiomamba.files import replacing
-from audiomamba.flags import add_flags, add_switches, from_flags, parse
+from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
 from audiomamba.train_config import PLACES, TrainConfig
 from audiomamba.train_curve import plot_curves, read_curves
@@ -170,9 +170,9 @@ def exit_as_stopped(outcome: Outcome) -> None:
         raise SystemExit(128 + signal.Signals[outcome.stopped])
 
 
-def make_parser(recipe: Recipe) -> argparse.ArgumentParser:
+def make_parser(recipe: Recipe) -> Parser:
     """Return the parser of a recipe's flags: one for each field of its configs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=recipe.description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     first = next(iter(recipe.presets))

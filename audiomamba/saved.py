@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import safetensors
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialize
@@ -23,9 +22,8 @@ from audiomamba.files import replacing
 from audiomamba.guard import Guard
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_whole
+from audiomamba.saved_header import FORMAT, check
 from audiomamba.state import from_leaves, leaves
-
-FORMAT = "audiomamba streams 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +83,10 @@ def read(path: str | Path, network: WaveformModel) -> Saved:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such file, is damaged, of another version or of another model.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}; name one that holds saved streams")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            _check_format(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or holds no saved streams ({error})") from error
+    check(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     with _damage_of(path):
         facts = json.loads(metadata["facts"])
         theirs = facts["weights_sha256"]
@@ -132,14 +125,6 @@ def _damage_of(path: str | Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or holds no saved streams ({error!r})") from error
-
-
-def _check_format(path: str | Path, metadata: dict[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is of the format {metadata.get('format')!r}, and this version of audiomamba "
-            f"reads {FORMAT!r}; go on with the version that wrote it"
-        )
 
 
 def _check_counts(state: list[Tensor], tensors: dict[str, Tensor], made: Any) -> None:

@@ -99,7 +99,7 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         check_listening(config.listen_seconds, model.sample_rate)
     if config.wandb and not importlib.util.find_spec("wandb"):
         raise ValueError("wandb is not installed; pip install wandb, or leave --wandb out")
-    if resume and not last.exists():
+    if first and resume and not last.exists():
         log.warning("%s holds no checkpoint to resume from; the run starts at step 0", out)
     ckpt = str(last) if last.exists() else None
     if ckpt:

@@ -31,7 +31,7 @@ from audiomamba.data.batches import check_length, long_enough
 from audiomamba.data.corpora import fetch_youtubemix
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.files import replacing, sha256
-from audiomamba.flags import add_flags, add_switches, from_flags, parse
+from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import provenance
 from audiomamba.recipe import (
     RESULTS,
@@ -69,9 +69,7 @@ RECIPE = Recipe(
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and test what is not done yet, then draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS), metavar="SAMPLES")
     parser.add_argument(
@@ -149,7 +147,7 @@ def run(
         shape.config(), tokenizer=store.tokenizer, sample_rate=store.sample_rate
     )
     torch._dynamo.reset()  # it counts what it compiles, and stops at eight
-    outcome = train(model, config, resume=True)
+    outcome = train(model, config, resume=Path(config.out).exists())
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; the same command goes on\n")
         exit_as_stopped(outcome)

@@ -28,7 +28,7 @@ from speech_models import Network, build, conformer_class, parameters
 from torch import Tensor, nn
 
 from audiomamba.files import replacing
-from audiomamba.flags import add_flags, add_switches, from_flags, parse
+from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.optim import parameter_groups, warmup_cosine
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
@@ -196,7 +196,7 @@ def fit(
 
 def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     """Read the flags; train and test each model with each seed that is not done; tell and draw."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=recipe.doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -17,7 +17,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from synthetic import Config, Draw, accuracy, train
 
 from audiomamba.files import replacing
-from audiomamba.flags import add_flags, add_switches, as_words, from_flags, parse, read_values
+from audiomamba.flags import (
+    Parser,
+    add_flags,
+    add_switches,
+    as_words,
+    from_flags,
+    parse,
+    read_values,
+)
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
 from audiomamba.recipe import RESULTS, write_json
@@ -64,7 +72,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         What is in results.json; None in any process but the first, or if the run was stopped.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     default = next(iter(recipe.presets))
     first.add_argument(
         "--preset", choices=recipe.presets, default=default, help="defaults of all other flags"
@@ -73,7 +81,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
     known = first.parse_known_args(arguments)[0]
     values = as_words(read_values(first, known.config))
     preset = first.parse_known_args([*values, *arguments])[0].preset
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=recipe.doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[first],

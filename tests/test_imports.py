@@ -30,6 +30,7 @@ ORDER = [
         "audiomamba.features",
         "audiomamba.flags",
         "audiomamba.progress",
+        "audiomamba.saved_header",
         "audiomamba.state",
         "audiomamba.waveform",
     },

@@ -157,6 +157,20 @@ def test_a_file_of_flags_is_checked_as_flags_are(recipe, tmp_path, capsys, value
     assert message in said
 
 
+@pytest.mark.parametrize(
+    "name", ["youtubemix", "length_scaling", "selective_copying", "spoken_digits"]
+)
+@pytest.mark.parametrize("flags", [["--steps", "many"], ["--config", "nowhere.json"], ["--loud"]])
+@pytest.mark.usefixtures("_recipes_import_each_other")
+def test_a_wrong_flag_is_one_line(name, flags, monkeypatch, capsys):
+    script = str(RECIPES / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(script, run_name="__main__")
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"error: [^\n]*{flags[-1]}[^\n]*; see {name}\.py --help\n", said)
+
+
 def test_flags_win_over_a_smoke_run_and_that_over_a_file(recipe, tmp_path):
     file = tmp_path / "flags.json"
     file.write_text(json.dumps({"steps": 7, "seed": 7, "preset": "s4-mlp", "out": "x"}))
@@ -260,11 +274,12 @@ def test_only_the_first_process_writes_results(recipe, tmp_path, monkeypatch, ca
     assert not capsys.readouterr().out
 
 
-def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys):
+def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys, caplog):
     sweep, out = load_recipe("length_scaling"), tmp_path / "sweep"
     common = ["--smoke", "--out", str(out), "--models", "s4-mlp", "--listen-every", "0"]
     sweep.main([*common, "--lengths", "1024", "--max-minutes", "1e-9"])
     assert "the same command goes on" in capsys.readouterr().out
+    assert "no checkpoint to resume from" not in caplog.text  # the run is new
     sweep.main([*common, "--lengths", "1024"])
     sweep.main([*common, "--lengths", "1024", "2048"])
     assert capsys.readouterr().out.count("clips of 1024") == 1

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from audiomamba.adapters.masks import kept_lengths
+from audiomamba.checkpoint import TRANSFORMERS_ENCODER
 from audiomamba.encoder import MambaEncoder
 from audiomamba.encoder_config import EncoderConfig
 from audiomamba.features import log_mel
@@ -48,7 +49,7 @@ class AudiomambaEncoderConfig(PretrainedConfig):
         ValueError: If an option is out of range.
     """
 
-    model_type = "audiomamba_encoder"
+    model_type = TRANSFORMERS_ENCODER
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",

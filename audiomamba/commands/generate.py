@@ -49,7 +49,7 @@ def generate(**given: Any) -> None:
     flags = Flags(**given)
     flags = replace(flags, rank=flags.rank or flags.keep is not None)
     _check_use(flags)
-    from audiomamba import audio, output, play, plot
+    from audiomamba import audio, output, play, plot, saved_header
 
     if flags.spectrogram or flags.gallery:
         plot.figure_class()  # a missing matplotlib is told before the work
@@ -62,6 +62,10 @@ def generate(**given: Any) -> None:
         output.check_page(gallery, overwrite=flags.overwrite)
     if flags.prompt is not None:
         audio.check(flags.prompt)
+    if flags.resume is not None:
+        saved_header.check(flags.resume)
+    if flags.seed is not None and not flags.stream:  # else the names are not known yet
+        _paths(folder, flags.name, flags.seed, range(flags.num or 1), flags)
     model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
     order = _plan(model, flags)
     if flags.stream:
@@ -72,7 +76,9 @@ def generate(**given: Any) -> None:
         return
     files = flags.keep or order.num
     output.check_space(folder, files * order.samples)
-    paths = _paths(order, folder, flags)
+    seed, indices = order.sampling["seed"], range(order.first, order.first + order.num)
+    start = 0 if order.resumed is None else order.resumed.places[0].position
+    paths = _paths(folder, model.name, seed, indices, flags, start=start)
     order = _placed(order, flags)
     if order.before is not None:
         output.check_space(folder, files * (order.samples + len(order.before)))
@@ -96,6 +102,12 @@ def _check_use(flags: Flags) -> None:
             raise click.UsageError(
                 f"{_option(name)} does not go with --resume: its file holds what that says"
             )
+    if flags.gallery and flags.gallery.suffix.lower() not in (".html", ".htm"):
+        raise click.UsageError(f"--gallery {flags.gallery} must end in .html or .htm")
+    if flags.weights == "bfloat16" and flags.device == "cpu":
+        raise click.UsageError(
+            "--weights bfloat16 is for a GPU alone; add --device cuda, or leave it out"
+        )
     if flags.stream and flags.guard == "warn":
         raise click.UsageError("--guard warn does not go with --stream; --guard rewind does")
     context = click.get_current_context()
@@ -166,6 +178,11 @@ def _guard(model: AudioModel, flags: Flags) -> Guard | None:
     """Return what watches the likelihood: to warn alone, it does without what it cannot know."""
     if flags.guard is None or (flags.guard == "warn" and model.validation_bits is None):
         return None
+    if model.validation_bits is None:
+        raise ValueError(
+            f"{flags.name} has no validation bits, from which a guard's limit follows; leave "
+            "--guard rewind out, or give --guard warn, which then listens to the sound alone"
+        )
     guard = model.default_guard()
     return guard if flags.guard == "rewind" else replace(guard, tries=0)
 
@@ -195,17 +212,19 @@ def _resumed(order: Order, path: Path) -> Order:
     )
 
 
-def _paths(order: Order, folder: Path, flags: Flags) -> list[Path]:
+def _paths(
+    folder: Path, name: str, seed: int, indices: range, flags: Flags, *, start: int = 0
+) -> list[Path]:
     """Return the names of the files to come, none of which is there."""
     from audiomamba import output
 
     return output.targets(
         folder,
-        order.model.name,
-        order.sampling["seed"],
-        range(order.first, order.first + order.num),
+        name,
+        seed,
+        indices,
         flags.file_format,
-        start=0 if order.resumed is None else order.resumed.places[0].position,
+        start=start,
         overwrite=flags.overwrite,
         beside=companions(flags),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 
+from audiomamba.commands.runaways import telling_runaways
 from audiomamba.commands.takes import Order
 
 
@@ -25,7 +26,8 @@ def write_raw(order: Order) -> None:
     )
     if order.before is not None:
         sys.stdout.buffer.write(to_pcm16(order.before))
-    with contextlib.closing(blocks):
+    rate = order.model.sample_rate
+    with contextlib.closing(blocks), telling_runaways(lambda _: "the stream", rate):
         for block in blocks:
             sys.stdout.buffer.write(to_pcm16(block[0]))
             sys.stdout.buffer.flush()

@@ -13,6 +13,7 @@ import click
 
 from audiomamba.commands.failure import device_failure
 from audiomamba.commands.generate_options import Flags
+from audiomamba.commands.runaways import telling_runaways
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +94,10 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
             progress=lambda delta: bar.update(delta / rate),
         )
         try:
-            with contextlib.closing(takes):  # an error here stops the takes that are being made
+            with (
+                contextlib.closing(takes),  # an error here stops the takes that are being made
+                telling_runaways(lambda i: paths[i - order.first].name, rate, bar.clear),
+            ):
                 for take in takes:
                     made += 1
                     speed = made * seconds / (time.perf_counter() - began)

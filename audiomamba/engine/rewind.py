@@ -210,7 +210,9 @@ class RewindingStreams:
             anew = f", also after it was drawn anew {track.tried} times" if track.tried else ""
             at = track.done - samples
             _log.warning(
-                "stream %d runs away at sample %d%s; it goes on as it is", number, at, anew
+                "stream %d runs away at sample %d%s; it goes on as it is",
+                *(number, at, anew),
+                extra={"stream": number, "sample": at, "anew": anew},  # for other words
             )
         track.lost, track.rewinds = True, Rewinds(times, thrown, bad + samples)
 

@@ -288,11 +288,11 @@ def test_a_saved_encoder_loads_equal(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path / "encoder")
-    with pytest.raises(ValueError, match="it holds no 'model', but format, encoder"):
+    with pytest.raises(ValueError, match="encoder is no model of waveforms, but an encoder"):
         audiomamba.load(tmp_path / "encoder")
     config = unet(8, 1, (2,), Tier(d_state=4), Tier(d_state=4))
     checkpoint.save(tmp_path / "model", config, WaveformModel(config).state_dict())
-    with pytest.raises(ValueError, match="it holds no 'encoder', but format, model"):
+    with pytest.raises(ValueError, match="model is no encoder, but a model of waveforms"):
         MambaEncoder.from_pretrained(tmp_path / "model")
 
 

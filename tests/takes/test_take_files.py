@@ -94,8 +94,8 @@ def test_a_take_goes_on_from_its_state(
 
 def test_weights_that_the_engine_has_not_are_one_line(run: Run, tmp_path: Path) -> None:
     code, out, err = run("--weights", "bfloat16")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "the numba engine, which runs here, has float32 alone; ask for float32" in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--weights bfloat16 is for a GPU alone" in err
     run("--seconds", 0.01, "--save-state")
     state = tmp_path / "small_1_0.safetensors"
     assert run("--seconds", 0.01, "--resume", state, "--weights", "float32")[0] == 0
