@@ -5,8 +5,9 @@
 
 A row of the part "kernel" is a kernel alone, timed by events of the GPU: the median over
 launches of whole frames of the centre. One of the part "engine" is `generate_streams` as a user
-calls it, prefill, copies and all. Real time is 62.5 us a sample at 16 kHz. How long the CPU
-engine compiles is in generate_cpu.py, what a stream holds in memory.py.
+calls it, start, copies and all; "start_s" is how long it takes for a few samples. Real time is
+62.5 us a sample at 16 kHz. How long the CPU engine compiles is in generate_cpu.py, what a stream
+holds in memory.py. "complete" is whether every row was made.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ ENGINES = ("cuda", "triton")
 WARPS = {"cuda": (4, 8, 16), "triton": (4,)}
 STREAMS = (1, 8, 64, 132, 512, 4096)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SAMPLES = {"cuda": 80000, "triton": 80000, "torch": 64, "numba": 16000}  # of an engine's row
+SAMPLES = {"cuda": 160000, "triton": 80000, "torch": 64, "numba": 16000}  # of an engine's row
 LAUNCHES = 3
 Row = dict[str, Any]
 
@@ -135,14 +136,15 @@ def engine_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
         on = network.cpu() if engine == "numba" else network.to(flags.device)
         if why_not_engine(engine, on):
             continue
-        begin, samples = (2, 4) if flags.smoke else (64, SAMPLES[engine])
-        for length in (begin, samples):  # the first compiles
+        few, samples = (2, 4) if flags.smoke else (64, SAMPLES[engine])
+        times = []
+        for length in (few, few, samples):  # the first compiles
             began = time.perf_counter()
             job = Job(samples=length)
             for _made in generate_streams(on, job, num=count, engine=engine, weights=weights):
                 pass
-            took = time.perf_counter() - began
-        us = 1e6 * took / samples
+            times.append(time.perf_counter() - began)
+        us = 1e6 * times[2] / samples
         yield {
             "part": "engine",
             "model": name,
@@ -153,6 +155,7 @@ def engine_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
             "us_per_sample": us,
             "samples_per_s": 1e6 * count / us,
             "real_time_factor": us * 1e-6 * network.config.sample_rate,
+            "start_s": times[1],
         }
     network.to(flags.device)
 
@@ -201,6 +204,7 @@ def main() -> None:
         flags.only, flags.streams, flags.warps = ("tiny",), (1, 2), (4,)
     record: dict[str, Any] = {
         **provenance(flags.device, packages=["triton", "numba"]),
+        "complete": False,
         "rows": [],
         "errors": {},
     }
@@ -227,6 +231,8 @@ def main() -> None:
                 record["errors"][label] = f"{type(error).__name__}: {error}"[:2000]
                 save()
                 print(f"FAILED {label}\n{traceback.format_exc()}", flush=True)
+    record["complete"] = not record["errors"]
+    save()
     try:
         plot(record, path.with_suffix(".png"))
     except ModuleNotFoundError as error:
