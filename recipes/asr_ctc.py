@@ -10,10 +10,11 @@ clips, of whichever speakers, with gaps of silence between them, become an utter
 training are the same. CTC (Graves et al. 2006) is decoded greedily: the likeliest word of each
 frame, runs once, blanks dropped.
 
-Told are word error rates: on strings of validation clips, of test clips, and of test clips whose
-speakers no training clip has ("unseen"; `--hold-out SPEAKER ...` makes more of them). The same
-strings are tested for all models and seeds. "mamba-causal" is also decoded as a stream, a few
-frames at a time, and the percentage of strings told whose text is that of the whole pass.
+Told are word error rates: on strings of validation clips, of test clips, and of the test's halves:
+of speakers of whom there are training clips ("seen") and of others ("unseen"; `--hold-out SPEAKER
+...` makes more of them, with `--each` one speaker after another). The same strings are tested for
+all models and seeds. "mamba-causal" is also decoded as a stream, a few frames at a time, and the
+percentage of strings told whose text is that of the whole pass.
 """
 
 from __future__ import annotations

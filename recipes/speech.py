@@ -36,7 +36,7 @@ from audiomamba.recipe import PICTURE, RESULTS, make_tones, write_json
 
 TRAIN, TEST = 0, 1  # keep their random numbers apart
 PLACES = ("data", "out", "device", "validate_every")  # do not make another run
-SPLITS = ("validation", "test", "unseen")  # the last: of test, speakers not trained with
+SPLITS = ("validation", "test", "seen", "unseen")  # the last two: of test, by speakers
 # A smoke run: a few steps that come by everything, of small models.
 SMOKE = {
     "d_model": 16,
@@ -206,6 +206,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     add("--words", nargs="+", help="of --data; default is all that are there")
     add("--hold-out", nargs="+", default=[], metavar="SPEAKER", help="all of whose clips are test")
+    add("--each", action="store_true", help="hold out one of them after the other, not all at once")
     add_switches(parser)
     add_flags(parser, recipe.config)
     flags = parse(parser, arguments, SMOKE)
@@ -218,15 +219,18 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
             config = dataclasses.replace(config, data=str(Path(config.out) / "tones"))
             make_tones(Path(config.data), ("one", "two", "three"))
             flags.hold_out = ["1"]
-        clips = read_clips(config.data, flags.words, flags.hold_out)
-        for name in flags.models:
-            for seed in flags.seeds:
-                run_one(recipe, name, seed, config, clips, flags.hold_out, made)
+        digests = set()
+        for held in [[one] for one in flags.hold_out] if flags.each else [flags.hold_out]:
+            clips = read_clips(config.data, flags.words, held)
+            digests.add(clips.digest)
+            for name in flags.models:
+                for seed in flags.seeds:
+                    run_one(recipe, name, seed, config, clips, held, made)
     except (OSError, ValueError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
     out = Path(config.out)
-    same = {"clips": clips.digest, **settings(config)}.items() - {("front_end", config.front_end)}
-    results = [result for result in read_results(out) if same <= result.items()]
+    same = settings(config).items() - {("front_end", config.front_end)}
+    results = [x for x in read_results(out) if same <= x.items() and x["clips"] in digests]
     print(table(results, recipe.measure))
     print(f"written: {out / RESULTS}")
     if importlib.util.find_spec("matplotlib") is not None:
@@ -245,7 +249,7 @@ def run_one(
     """Train and test one model with one seed, and add it to the results, unless it is there."""
     out = Path(config.out)
     about = {"model": model, "seed": seed, "clips": clips.digest, **settings(config)}
-    label = f"{model}, {config.front_end}, seed {seed}"
+    label = ", ".join([f"{model}, {config.front_end}, seed {seed}", *hold_out])
     done = read_results(out)
     if any(about.items() <= result.items() for result in done):
         print(f"{label}: is done")
@@ -271,7 +275,7 @@ def run_one(
     told = [f"{k} {v:.1f}" for k, v in tested.items() if v is not None]
     print(f"  {recipe.measure}, %: {', '.join(told)}", flush=True)
     if recipe.keep is not None:
-        folder = out / f"{model}-{config.front_end}-{seed}"
+        folder = out / "-".join([model, config.front_end, str(seed), *hold_out])
         print(f"  {recipe.keep(network, clips, config, folder)}")
     result = {
         **about,
@@ -302,7 +306,7 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 
 
 def grouped(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the results of each front end and model, whatever the seed."""
+    """Return the results of each front end and model, whatever the seed and who is held out."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         groups.setdefault(f"{result['model']}, {result['front_end']}", []).append(result)
@@ -310,10 +314,10 @@ def grouped(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
 
 
 def table(results: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """Return means over seeds and their standard deviations, in Markdown."""
+    """Return means over runs and their standard deviations, in Markdown."""
     names = list(dict.fromkeys(name for result in results for name in result["percent"]))
-    head = ["model", "parameters", "seeds", *names]
-    lines = [f"{measure}, %: mean ± standard deviation over seeds", "", row(head)]
+    head = ["model", "parameters", "runs", *names]
+    lines = [f"{measure}, %: mean ± standard deviation over runs", "", row(head)]
     lines.append(row(["---"] * len(head)))
     for name, group in grouped(results).items():
         cells = []
@@ -340,7 +344,7 @@ def plot(results: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None
         for result in group:
             steps = [x["step"] for x in result["history"]]
             left.plot(steps, [x["score"] for x in result["history"]], color=f"C{i}", alpha=0.7)
-        for marker, key, shift in (("o", "test", -0.1), ("x", "unseen", 0.1)):
+        for marker, key, shift in (("o", "seen", -0.1), ("x", "unseen", 0.1)):
             values = [r["percent"][key] for r in group if r["percent"].get(key) is not None]
             places = [i + shift] * len(values)
             right.plot(places, values, marker, color=f"C{i}", label=key if not i else None)

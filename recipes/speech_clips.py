@@ -49,9 +49,13 @@ class Clips:
     digest: str
 
     def chosen(self, split: str) -> NDArray[np.int64]:
-        """Return the indices of a split's clips; "unseen": of test, of speakers not in training."""
-        if split == "unseen":
-            return ((self.splits == "test") & (self.fellows == 0)).nonzero()[0]
+        """Return the indices of a split's clips; "seen" and "unseen" are the test's halves.
+
+        They are those of speakers of whom there are training clips, and none.
+        """
+        if split in ("seen", "unseen"):
+            seen = (self.fellows > 0) == (split == "seen")
+            return ((self.splits == "test") & seen).nonzero()[0]
         return (self.splits == split).nonzero()[0]
 
     def draw(self, random: np.random.Generator, number: int, even: float) -> NDArray[np.int64]:

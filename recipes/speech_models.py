@@ -64,17 +64,30 @@ class WaveformFrontEnd(nn.Module):
 
 
 class Subsampled(nn.Module):
-    """The encoder's subsampling before another body: a GRU in both directions, or a Conformer."""
+    """The encoder's subsampling before another body: a GRU in both directions, or a Conformer.
+
+    torchaudio's Conformer masks padding in its attention alone; here its convolutions see zeros
+    there too, so that a row does not depend on those beside it. Its batch norms count padding as
+    they train.
+    """
 
     def __init__(self, subsampling: Subsampling, body: nn.Module) -> None:
         super().__init__()
         self.subsampling, self.body = subsampling, body
+        self._lengths: Tensor | None = None
+        for module in body.modules():
+            if isinstance(module, nn.Conv1d) and module.groups > 1:
+                module.register_forward_pre_hook(self._hide_padding)
+
+    def _hide_padding(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (zero_padding(inputs[0].mT, self._lengths).mT,)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map features (batch, time, 80) to (batch, time', width), as `MambaEncoder` does."""
         x, _ = self.subsampling(features)
         lengths = lengths // self.subsampling.factor
         if not isinstance(self.body, nn.GRU):
+            self._lengths = lengths
             return self.body(x[:, : int(lengths.max())], lengths)  # type: ignore[no-any-return]
         packed = nn.utils.rnn.pack_padded_sequence(
             x, lengths.cpu(), batch_first=True, enforce_sorted=False

@@ -11,10 +11,11 @@ FOLDER is laid out as Speech Commands is: a folder of clips for each word, SPEAK
 `--words` takes some of the words there are. A network sees a clip between up to `--shift-seconds`
 of silence, louder or softer, with noise and hidden bands; the mean of its frames answers.
 
-Told are the percentages of right answers on validation and test clips, and on those test clips
-whose speakers no training clip has ("unseen"; `--hold-out SPEAKER ...` makes more of them). What is
-in OUT/results.json is not done again: the same command goes on, run by run. Mamba on mel bands is
-also written as a folder, OUT/MODEL-mel-SEED, that `audiomamba classify -m` takes.
+Told are the percentages of right answers on validation and test clips, and on the test's halves: of
+speakers of whom there are training clips ("seen") and of others ("unseen"; `--hold-out SPEAKER ...`
+makes more of them, with `--each` one speaker after another). What is in OUT/results.json is not
+done again: the same command goes on, run by run. Mamba on mel bands is also written as a folder,
+OUT/MODEL-mel-SEED, that `audiomamba classify -m` takes.
 """
 
 from __future__ import annotations

@@ -119,13 +119,20 @@ def test_the_figures_of_encoders() -> None:
             assert all(x["percent"]["streamed alike"] == 100 for x in of)
     assert f"means over seeds: {', '.join(rates)} %" in page
     assert all(x["hold_out"] == ["fsddtheo"] for x in strings)
-    assert f"by which {strings[0]['clips_of']['unseen']} clips" in README
+    for x in words[:1]:
+        test, unseen = (x["clips_of"][split] for split in ("test", "unseen"))
+        assert f"of {test} test clips, all but {unseen} by" in flat()
+    for x in strings[:1]:
+        test, unseen = (x["clips_of"][split] for split in ("test", "unseen"))
+        assert f"of {test} clips, of which {unseen} are by" in flat()
 
 
 def test_the_figures_of_time_against_length() -> None:
     without = read(BENCHMARKS / "encoder_nvidia_h200.json")["rows"]
     trained = read(BENCHMARKS / "encoder_train_nvidia_h200.json")["rows"]
+    forward: dict[str, dict[float, float]] = {}
     for model in ("mamba", "mamba-causal", "conformer"):
+        forward[model] = {x["seconds"]: x["ms"] for x in without if x["model"] == model}
         both = [
             {x["seconds"]: x for x in rows if x["model"] == model} for rows in (without, trained)
         ]
@@ -135,3 +142,9 @@ def test_the_figures_of_time_against_length() -> None:
             " / ".join(f"{x[600]['peak_gb']:.2f}" for x in both) + " GB",
         ]
         assert row(cells) in README
+    both_ways, attention = forward["mamba"], forward["conformer"]
+    ratios = [both_ways[s] / attention[s] for s in both_ways if s <= 60]
+    ratios += [forward["mamba-causal"][s] / attention[s] for s in both_ways if s <= 60]
+    assert 2 <= round(min(ratios))
+    assert round(max(ratios)) <= 4
+    assert round(attention[600] / both_ways[600]) == 3

@@ -57,6 +57,7 @@ def test_clips_have_words_splits_and_speakers(speech: Any, folder: Path) -> None
     held = speech.read_clips(folder, hold_out=["c"])
     assert list(held.chosen("test")) == [2, 3, 5]
     assert list(held.chosen("unseen")) == [2, 5]
+    assert list(held.chosen("seen")) == [3]
     assert held.digest != clips.digest
 
 
@@ -112,8 +113,10 @@ def test_models_are_of_one_size(speech: Any, front_end: str) -> None:
 
 
 @pytest.mark.parametrize("front_end", ["mel", "waveform"])
-@pytest.mark.parametrize("name", ["mamba", "mamba-causal", "gru"])
+@pytest.mark.parametrize("name", ["mamba", "mamba-causal", "gru", "conformer"])
 def test_padding_has_no_effect(speech: Any, front_end: str, name: str) -> None:
+    if name == "conformer":
+        pytest.importorskip("torchaudio.models")
     config = speech.Config(front_end=front_end, d_model=8, n_layers=1, conv_kernel=3)
     torch.manual_seed(0)
     network = speech.build(name, config, 3, pool=True).eval()
@@ -184,6 +187,24 @@ def test_what_is_done_is_not_done_again(
     assert "mamba, waveform | " in said
     speech.run(speech.spoken_digits.RECIPE, [*common, "--batch", "3"])
     assert "| 2 |" not in capsys.readouterr().out
+
+
+def test_speakers_are_held_out_one_after_another(
+    speech: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--smoke", "--out", str(tmp_path / "out"), "--data", str(folder), "--steps", "1"]
+    common += ["--models", "mamba", "--hold-out", "b", "c"]
+    with pytest.raises(SystemExit, match="split 'validation'"):  # which is of b alone
+        speech.run(speech.asr_ctc.RECIPE, common)
+    (folder / "validation_list.txt").write_text("yes/b_nohash_0.wav\nno/c_nohash_0.wav\n")
+    (folder / "testing_list.txt").write_text("yes/c_nohash_0.wav\n")
+    speech.run(speech.asr_ctc.RECIPE, [*common, "--each"])
+    assert "| mamba, mel |" in capsys.readouterr().out
+    results = speech.read_results(tmp_path / "out")
+    assert [r["hold_out"] for r in results] == [["b"], ["c"]]
+    assert len({r["clips"] for r in results}) == 2
+    for result in results:
+        assert result["percent"]["unseen"] is not None
 
 
 @pytest.mark.parametrize(
