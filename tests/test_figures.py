@@ -145,6 +145,6 @@ def test_the_figures_of_time_against_length() -> None:
     both_ways, attention = forward["mamba"], forward["conformer"]
     ratios = [both_ways[s] / attention[s] for s in both_ways if s <= 60]
     ratios += [forward["mamba-causal"][s] / attention[s] for s in both_ways if s <= 60]
-    assert 2 <= round(min(ratios))
+    assert round(min(ratios)) >= 2
     assert round(max(ratios)) <= 4
     assert round(attention[600] / both_ways[600]) == 3
