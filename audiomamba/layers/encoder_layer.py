@@ -115,14 +115,15 @@ class EncoderLayer(nn.Module):
         Returns:
             y, and the state after the first time - ahead frames.
         """
-        state = self.initial_state(x.shape[0]) if state is None else state
+        mixer, conv = (None, None) if state is None else state
         if self.out_norm is not None:
             x = x + self._branch(self.first(x) / 2)
         options = {"ahead": ahead} if ahead else {}
-        y, mixer = self.mixer(self.norm(x), state.mixer, lengths=lengths, **options)
+        y, mixer = self.mixer(self.norm(x), mixer, lengths=lengths, **options)
         x = x + self._branch(y)
-        conv = state.conv
-        if self.conv is not None:
+        if self.conv is None:
+            conv = x.new_empty(x.shape[0], 0, x.shape[2])
+        else:
             y, conv = self.conv(x, conv, lengths=lengths, ahead=ahead)
             x = x + self._branch(y)
         if self.out_norm is not None:

@@ -147,25 +147,25 @@ class Mamba(nn.Module):
         reverse: bool = False,
     ) -> tuple[Tensor, MambaState]:
         """Convolve, scan and gate what `project` returns; y is (batch, time, d_inner)."""
-        state = self.initial_state(u.shape[0]) if state is None else state
+        past, h = (None, None) if state is None else state
         u, conv = causal_conv1d(
             u,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
             activation="silu",
-            initial_state=state.conv,
+            initial_state=past,
             output_final_state=True,
             reverse=reverse,
             lengths=lengths,
             backend=self.backend,
         )
-        y, ssm = self._scan(u, z, state.ssm, lengths, reverse)
+        y, ssm = self._scan(u, z, h, lengths, reverse)
         assert conv is not None
         assert ssm is not None
-        return y, MambaState(conv.to(state.conv.dtype), ssm)
+        return y, MambaState(conv.to((self.D if past is None else past).dtype), ssm)
 
     def _scan(
-        self, u: Tensor, z: Tensor, h: Tensor, lengths: Tensor | None, reverse: bool
+        self, u: Tensor, z: Tensor, h: Tensor | None, lengths: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Tensor | None]:
         if not self.selective:
             B = torch.view_as_complex(wide(self.B)) if self.complex else self.B
