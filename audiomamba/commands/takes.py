@@ -177,10 +177,11 @@ def _write(
     flags: Flags,
     clear: Callable[[], None],
 ) -> Written:
-    """Write a take and what was asked for beside it."""
+    """Write a take and what was asked for beside it; all of it appears, the sound last, or none."""
     import numpy as np
 
     from audiomamba import plot
+    from audiomamba.files import replacing_together
     from audiomamba.output import write_take
 
     rate = order.model.sample_rate
@@ -195,15 +196,17 @@ def _write(
         record["rewinds"] = take.rewinds._asdict()
     if flags.guard:
         record["faults"] = _faults(take.waveform, rate)
-    record = write_take(path, whole, rate, record, format=flags.file_format)
     beside = companions(flags)
-    for end in (".png", ".safetensors"):
-        if flags.overwrite and end not in beside:  # of an older take of this name
-            path.with_suffix(end).unlink(missing_ok=True)
-    if flags.save_state:
-        _save_state(order, take, path.with_suffix(".safetensors"))
-    if flags.spectrogram:
-        plot.spectrogram(whole, rate, path.with_suffix(".png"))
+    with replacing_together([*(path.with_suffix(end) for end in beside), path]) as folder:
+        here = folder / path.name
+        record = write_take(here, whole, rate, record, format=flags.file_format)
+        if flags.save_state:
+            _save_state(order, take, here.with_suffix(".safetensors"))
+        if flags.spectrogram:
+            plot.spectrogram(whole, rate, here.with_suffix(".png"))
+        for end in (".png", ".safetensors"):
+            if flags.overwrite and end not in beside:  # of an older take of this name
+                path.with_suffix(end).unlink(missing_ok=True)
     for fault in record.get("faults", ()):
         clear()
         click.echo(
