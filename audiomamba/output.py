@@ -8,8 +8,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ def write_take(
     """Write audio, and beside it as JSON the record of how it was made.
 
     Args:
-        path: The audio file.
+        path: The audio file, which appears last.
         waveform: Samples in [-1, 1], (samples,).
         sample_rate: Hz.
         record: What makes the same audio again; versions and what the file holds are added.
@@ -133,24 +132,16 @@ def write_take(
         **record,
         "versions": versions(),
     }
-    with _record(path, values):
-        audio.write(path, waveform, sample_rate, format=format)
+    write_record(path, values)
+    audio.write(path, waveform, sample_rate, format=format)
     return values
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the record of an audio file that is there, over the one it has."""
-    with _record(path, values):
-        pass
-
-
-@contextmanager
-def _record(path: Path, values: Mapping[str, Any]) -> Iterator[None]:
-    """Write the record of an audio file, which appears if the block succeeds."""
-    with replacing(record_path(path)) as temporary:
-        with audio.naming(record_path(path)):
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        yield
+    """Write the record of an audio file, over the one it has."""
+    there = record_path(path)
+    with audio.naming(there), replacing(there) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
