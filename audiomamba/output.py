@@ -8,8 +8,9 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,24 @@ def targets(
     indices: Iterable[int],
     format: Format,
     *,
-    start: int = 0,
+    starts: Sequence[int] = (),
     overwrite: bool,
     beside: tuple[str, ...] = (".json",),
 ) -> list[Path]:
     """Return the names of the files to come: MODEL_SEED_INDEX.FORMAT.
 
-    What goes on at sample `start` of an earlier file is MODEL_SEED_INDEX_from_START.FORMAT.
+    What goes on at a sample of an earlier file, `starts` has that of each, is
+    MODEL_SEED_INDEX_from_START.FORMAT, unless it is 0.
 
     Raises:
         FileExistsError: If one of them, or one beside it with a suffix in `beside`, is there and
             may not be overwritten.
     """
     stem = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "model"
-    ending = f"_from_{start}.{format}" if start else f".{format}"
-    paths = [folder / f"{stem}_{seed}_{index}{ending}" for index in indices]
+    paths = [
+        folder / f"{stem}_{seed}_{index}{f'_from_{start}' if start else ''}.{format}"
+        for index, start in zip(indices, starts or repeat(0), strict=False)
+    ]
     names = (path.with_suffix(end) for path in paths for end in (path.suffix, *beside))
     there = next((name for name in names if name.exists()), None)
     if there and not overwrite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.core import ParameterSource
 import audiomamba
 from audiomamba.commands import generate_options, options
 from audiomamba.commands.generate_options import Flags
-from audiomamba.commands.prompt import read_prompt
+from audiomamba.commands.prompt import read_prompt, saved_prompts
 from audiomamba.commands.raw import write_raw
 from audiomamba.commands.takes import Order, Written, companions, write_takes
 
@@ -77,11 +78,12 @@ def generate(**given: Any) -> None:
     files = flags.keep or order.num
     output.check_space(folder, files * order.samples)
     seed, indices = order.sampling["seed"], range(order.first, order.first + order.num)
-    start = 0 if order.resumed is None else order.resumed.places[0].position
-    paths = _paths(folder, model.name, seed, indices, flags, start=start)
+    starts = [one.place.position for one in order.prompts]  # of what was saved: none is read yet
+    paths = _paths(folder, model.name, seed, indices, flags, starts)
     order = _placed(order, flags)
-    if order.before is not None:
-        output.check_space(folder, files * (order.samples + len(order.before)))
+    befores = sorted(len(one.before) for one in order.prompts if one.before is not None)
+    if befores:
+        output.check_space(folder, files * order.samples + sum(befores[-files:]))
     _say(f"seed {order.sampling['seed']}", flags)
     written = write_takes(order, paths, flags)
     if gallery:
@@ -171,7 +173,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         "weights": model.weights or "float32",
         "device": flags.device,
     }
-    return replace(order, record={**record, **order.record})
+    return replace(order, record=record)
 
 
 def _guard(model: AudioModel, flags: Flags) -> Guard | None:
@@ -190,7 +192,6 @@ def _guard(model: AudioModel, flags: Flags) -> Guard | None:
 def _resumed(order: Order, path: Path) -> Order:
     """Return an order that goes on from a file of saved streams."""
     from audiomamba import saved
-    from audiomamba.files import sha256
 
     begin = saved.read(path, order.model.network)
     order.model.weights = order.model.weights or begin.weights
@@ -200,20 +201,13 @@ def _resumed(order: Order, path: Path) -> Order:
         first=begin.draw.first,
         sampling={"seed": begin.draw.seed, **asdict(begin.draw.sampling)},
         guard=order.guard or begin.guard,
-        prompt=list(begin.places),
+        prompts=saved_prompts(path, begin.places),
         resumed=begin,
-        record={
-            "resumed": {
-                "file": str(path.absolute()),
-                "sha256": sha256(path),
-                "samples": begin.places[0].position,
-            }
-        },
     )
 
 
 def _paths(
-    folder: Path, name: str, seed: int, indices: range, flags: Flags, *, start: int = 0
+    folder: Path, name: str, seed: int, indices: range, flags: Flags, starts: Sequence[int] = ()
 ) -> list[Path]:
     """Return the names of the files to come, none of which is there."""
     from audiomamba import output
@@ -224,7 +218,7 @@ def _paths(
         seed,
         indices,
         flags.file_format,
-        start=start,
+        starts=starts,
         overwrite=flags.overwrite,
         beside=companions(flags),
     )
@@ -244,8 +238,7 @@ def _placed(order: Order, flags: Flags) -> Order:
         hold=not flags.without_prompt,
         notify=lambda: _say(COMPILING_PROMPT, flags, err=True),
     )
-    record = {**order.record, "prompt": prompt.record}
-    return replace(order, prompt=prompt.place, before=prompt.before, record=record)
+    return replace(order, prompts=[prompt] * order.num)
 
 
 def _show(path: Path, model: AudioModel, written: list[Written]) -> None:

@@ -22,10 +22,11 @@ def write_raw(order: Order) -> None:
         first=order.first,
         **order.sampling,
         guard=order.guard or False,
-        prompt=order.prompt,
+        prompt=order.places,
     )
-    if order.before is not None:
-        sys.stdout.buffer.write(to_pcm16(order.before))
+    for one in order.prompts:
+        if one.before is not None:
+            sys.stdout.buffer.write(to_pcm16(one.before))
     rate = order.model.sample_rate
     with contextlib.closing(blocks), telling_runaways(lambda _: "the stream", rate):
         for block in blocks:

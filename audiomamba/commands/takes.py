@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from audiomamba.audiomodel import AudioModel
+    from audiomamba.commands.prompt import Prompt
     from audiomamba.engine.place import Place
     from audiomamba.guard import Guard
     from audiomamba.saved import Saved
@@ -39,8 +40,7 @@ class Order:
         first: Index of the first.
         sampling: Seed, temperature and cuts, as the model's methods take them.
         guard: When takes are taken back, or None.
-        prompt: What they go on from, all or each.
-        before: What each begins with, float32 (samples,), or None.
+        prompts: What each goes on from; none is silence.
         resumed: What they go on from, if that was saved.
         record: What the record of every file says.
     """
@@ -51,10 +51,14 @@ class Order:
     first: int = 0
     sampling: dict[str, Any]
     guard: Guard | None = None
-    prompt: Place | list[Place] | None = None
-    before: NDArray[np.float32] | None = None
+    prompts: Sequence[Prompt] = ()
     resumed: Saved | None = None
     record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def places(self) -> list[Place] | None:
+        """What the model's methods take as prompts."""
+        return [one.place for one in self.prompts] or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
             first=order.first,
             **order.sampling,
             guard=order.guard or False,
-            prompt=order.prompt,
+            prompt=order.places,
             batch=flags.batch_size,
             progress=lambda delta: bar.update(delta / rate),
         )
@@ -185,9 +189,13 @@ def _write(
     from audiomamba.output import write_take
 
     rate = order.model.sample_rate
-    whole = take.waveform if order.before is None else np.concatenate([order.before, take.waveform])
+    prompt = order.prompts[take.index - order.first] if order.prompts else None
+    whole = take.waveform
+    if prompt is not None and prompt.before is not None:
+        whole = np.concatenate([prompt.before, whole])
     record: dict[str, Any] = {
         **order.record,
+        **({} if prompt is None else prompt.record),
         "index": take.index,
         "bits_per_sample": round(take.bits_per_sample, 6),
         "times_real_time": speed,

@@ -34,7 +34,8 @@ def test_a_prompt_of_any_kind_is_continued(
     )
     assert (code, err) == (0, "")
     start = audio.read(prompt, RATE)
-    assert np.array_equal(model.calls[0]["prompt"], start)
+    (given,) = model.calls[0]["prompt"]
+    assert np.array_equal(given, start)
     written = audio.read(tmp_path / "stand-in_1_0.wav", RATE)
     assert np.abs(written - np.concatenate([start, noise(4000, 1, 0)])).max() <= 1 / 32768
     record = json.loads((tmp_path / "stand-in_1_0.json").read_text())
@@ -72,7 +73,7 @@ def test_the_beginning_of_a_prompt_can_be_used(run: Run, model: StandIn, tmp_pat
     arguments = ("generate", "--seconds", 0.1, "-o", tmp_path, "--prompt", prompt)
     assert run(*arguments, "--prompt-seconds", 0.5)[0] == 0
     code, _, err = run(*arguments, "--prompt-seconds", 2)
-    assert [len(call["prompt"]) for call in model.calls] == [8000, 16000]
+    assert [len(call["prompt"][0]) for call in model.calls] == [8000, 16000]
     assert code == 0
     assert err == "note: the prompt lasts 1 s; all of it is used\n"
 
@@ -97,7 +98,7 @@ def test_a_long_prompt_needs_a_limit(
     assert "longer than 1 s; say how much of it to use with --prompt-seconds, or add" in err
     assert run(*arguments, "--prompt-seconds", 1)[0] == 0
     assert run(*arguments, "--without-prompt", "--seed", 4)[0] == 0
-    assert len(model.calls[-1]["prompt"]) == RATE + 1
+    assert len(model.calls[-1]["prompt"][0]) == RATE + 1
     assert len(audio.read(tmp_path / "out" / "stand-in_4_0.wav", RATE)) == 1600
 
 
