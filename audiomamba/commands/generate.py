@@ -61,12 +61,12 @@ def generate(**given: Any) -> None:
         output.check_folder(folder)
     if gallery:
         output.check_page(gallery, overwrite=flags.overwrite)
-    if flags.prompt is not None:
-        audio.check(flags.prompt)
+    for prompt in flags.prompt:
+        audio.check(prompt)
     if flags.resume is not None:
         saved_header.check(flags.resume)
     if flags.seed is not None and not flags.stream:  # else the names are not known yet
-        _paths(folder, flags.name, flags.seed, range(flags.num or 1), flags)
+        _paths(folder, flags.name, flags.seed, range(_count(flags)), flags)
     model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
     order = _plan(model, flags)
     if flags.stream:
@@ -95,7 +95,7 @@ def generate(**given: Any) -> None:
 
 def _check_use(flags: Flags) -> None:
     """Refuse options that contradict one another."""
-    if flags.prompt is None:
+    if not flags.prompt:
         for name in ("prompt_seconds", "without_prompt"):
             if getattr(flags, name):
                 raise click.UsageError(f"{_option(name)} needs --prompt")
@@ -121,16 +121,27 @@ def _check_use(flags: Flags) -> None:
     ]
     if flags.stream and idle:
         raise click.UsageError(f"--stream writes no file: it does not go with {', '.join(idle)}")
-    if flags.stream and (flags.num or 1) > 1:
-        raise click.UsageError(f"--num {flags.num} does not go with --stream: that is one stream")
-    if flags.keep is not None and flags.keep > (flags.num or 1):
-        raise click.UsageError(f"--keep {flags.keep} is more than the --num of {flags.num or 1}")
+    count = _count(flags)
+    if len(flags.prompt) > 1 and count != len(flags.prompt):
+        raise click.UsageError(
+            f"--num {count} is not how many --prompt there are, {len(flags.prompt)}; leave it out"
+        )
+    if flags.stream and count > 1:
+        said = f"--num {count}" if flags.num else f"--prompt, given {count} times,"
+        raise click.UsageError(f"{said} does not go with --stream: that is one stream")
+    if flags.keep is not None and flags.keep > count:
+        raise click.UsageError(f"--keep {flags.keep} is more than the {count} that are made")
+
+
+def _count(flags: Flags) -> int:
+    """Return how many files are asked for, but for what a file of --resume says."""
+    return flags.num or len(flags.prompt) or 1
 
 
 def given(flags: Flags, name: str) -> bool:
     """Return whether an option was given, be it as 0."""
     value = getattr(flags, name)
-    return value is not None and value is not False  # 0 equals False
+    return value is not None and value is not False and value != ()  # 0 equals False
 
 
 def _option(name: str) -> str:
@@ -151,7 +162,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
     order = Order(
         model=model,
         samples=samples,
-        num=flags.num or 1,
+        num=_count(flags),
         sampling={
             "seed": secrets.randbelow(2**31) if flags.seed is None else flags.seed,
             "temperature": model.temperature if flags.temperature is None else flags.temperature,
@@ -229,16 +240,20 @@ def _placed(order: Order, flags: Flags) -> Order:
     order.model.warm_up(lambda: _say(COMPILING, flags, err=True))
     # Which engine it is may turn out as it is opened.
     order = replace(order, record={**order.record, "engine": order.model.engine})
-    if flags.prompt is None:
+    read = {
+        path: read_prompt(
+            order.model,
+            path,
+            flags.prompt_seconds,
+            hold=not flags.without_prompt,
+            notify=lambda: _say(COMPILING_PROMPT, flags, err=True),
+        )
+        for path in dict.fromkeys(flags.prompt)
+    }
+    if not read:
         return order
-    prompt = read_prompt(
-        order.model,
-        flags.prompt,
-        flags.prompt_seconds,
-        hold=not flags.without_prompt,
-        notify=lambda: _say(COMPILING_PROMPT, flags, err=True),
-    )
-    return replace(order, prompts=[prompt] * order.num)
+    prompts = [read[path] for path in flags.prompt]  # one, or as many as files
+    return replace(order, prompts=prompts * (order.num // len(prompts)))
 
 
 def _show(path: Path, model: AudioModel, written: list[Written]) -> None:

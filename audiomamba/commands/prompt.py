@@ -80,9 +80,11 @@ def read_prompt(
     place = model.read(pieces(), notify)
     length = count / rate
     if seconds is not None and count < round(seconds * rate):
-        click.echo(f"note: the prompt lasts {length:.6g} s; all of it is used", err=True)
+        click.echo(
+            f"note: the prompt {path.name} lasts {length:.6g} s; all of it is used", err=True
+        )
     if silent:
-        click.echo("note: the prompt is silent", err=True)
+        click.echo(f"note: the prompt {path.name} is silent", err=True)
     return Prompt(
         place=place,
         before=np.concatenate(held) if hold else None,
