@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 import audiomamba
 from audiomamba.commands import generate_options, options
+from audiomamba.commands.failure import telling_ctrl_c
 from audiomamba.commands.generate_options import Flags
 from audiomamba.commands.prompt import read_prompt, saved_prompts
 from audiomamba.commands.raw import write_raw
@@ -48,49 +49,69 @@ def generate(**given: Any) -> None:
     keeps the finished ones.
     """
     flags = Flags(**given)
-    flags = replace(flags, rank=flags.rank or flags.keep is not None)
+    flags = replace(
+        flags,
+        rank=flags.rank or flags.keep is not None,
+        output_dir=flags.output_dir.expanduser().absolute(),
+        gallery=flags.gallery and flags.gallery.expanduser().absolute(),
+    )
     _check_use(flags)
-    from audiomamba import audio, output, play, plot, saved_header
+    from audiomamba import play
+
+    with telling_ctrl_c(lambda: "nothing was written"):
+        player = play.find_player(flags.file_format) if flags.play else ()
+        _check_files(flags)
+        model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
+        order = _plan(model, flags)
+        paths = [] if flags.stream else _planned_paths(order, flags)
+        order = _placed(order, flags)
+        if not flags.stream:
+            _check_room(order, flags)
+    _say(f"seed {order.sampling['seed']}", flags, err=flags.stream)
+    if flags.stream:
+        write_raw(order)
+        return
+    written = write_takes(order, paths, flags)
+    if flags.gallery:
+        _show(flags.gallery, model, written)
+        click.echo(flags.gallery)
+    for one in written if flags.play else ():
+        play.play(player, one.path)
+
+
+def _check_files(flags: Flags) -> None:
+    """Find what is wrong with files to read and to write before the model is loaded."""
+    from audiomamba import audio, output, plot, saved_header
 
     if flags.spectrogram or flags.gallery:
         plot.figure_class()  # a missing matplotlib is told before the work
-    player = play.find_player(flags.file_format) if flags.play else ()
-    folder = flags.output_dir.expanduser().absolute()
-    gallery = flags.gallery and flags.gallery.expanduser().absolute()
     if not flags.stream:
-        output.check_folder(folder)
-    if gallery:
-        output.check_page(gallery, overwrite=flags.overwrite)
+        output.check_folder(flags.output_dir)
+    if flags.gallery:
+        output.check_page(flags.gallery, overwrite=flags.overwrite)
     for prompt in flags.prompt:
         audio.check(prompt)
     if flags.resume is not None:
         saved_header.check(flags.resume)
     if flags.seed is not None and not flags.stream:  # else the names are not known yet
-        _paths(folder, flags.name, flags.seed, range(_count(flags)), flags)
-    model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
-    order = _plan(model, flags)
-    if flags.stream:
-        if order.num > 1:
-            raise click.UsageError(f"--stream is one stream, and {flags.resume} holds {order.num}")
-        _say(f"seed {order.sampling['seed']}", flags, err=True)
-        write_raw(_placed(order, flags))
-        return
-    files = flags.keep or order.num
-    output.check_space(folder, files * order.samples)
-    seed, indices = order.sampling["seed"], range(order.first, order.first + order.num)
+        _paths(flags.name, flags.seed, range(_count(flags)), flags)
+
+
+def _planned_paths(order: Order, flags: Flags) -> list[Path]:
+    """Return the names of the files to come, for which there is room but for their prompts."""
+    _check_room(order, flags)
+    indices = range(order.first, order.first + order.num)
     starts = [one.place.position for one in order.prompts]  # of what was saved: none is read yet
-    paths = _paths(folder, model.name, seed, indices, flags, starts)
-    order = _placed(order, flags)
+    return _paths(order.model.name, order.sampling["seed"], indices, flags, starts)
+
+
+def _check_room(order: Order, flags: Flags) -> None:
+    """Make sure that all files have room, with what they begin with."""
+    from audiomamba import output
+
+    files = flags.keep or order.num
     befores = sorted(len(one.before) for one in order.prompts if one.before is not None)
-    if befores:
-        output.check_space(folder, files * order.samples + sum(befores[-files:]))
-    _say(f"seed {order.sampling['seed']}", flags)
-    written = write_takes(order, paths, flags)
-    if gallery:
-        _show(gallery, model, written)
-        click.echo(gallery)
-    for one in written if flags.play else ():
-        play.play(player, one.path)
+    output.check_space(flags.output_dir, files * order.samples + sum(befores[-files:]))
 
 
 def _check_use(flags: Flags) -> None:
@@ -173,6 +194,8 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
     )
     if flags.resume is not None:
         order = _resumed(order, flags.resume)
+    if flags.stream and order.num > 1:
+        raise click.UsageError(f"--stream is one stream, and {flags.resume} holds {order.num}")
     record = {
         "model": str(Path(flags.name).absolute()) if folder_of_model else flags.name,
         "weights_sha256": model.weights_sha256,
@@ -218,13 +241,13 @@ def _resumed(order: Order, path: Path) -> Order:
 
 
 def _paths(
-    folder: Path, name: str, seed: int, indices: range, flags: Flags, starts: Sequence[int] = ()
+    name: str, seed: int, indices: range, flags: Flags, starts: Sequence[int] = ()
 ) -> list[Path]:
     """Return the names of the files to come, none of which is there."""
     from audiomamba import output
 
     return output.targets(
-        folder,
+        flags.output_dir,
         name,
         seed,
         indices,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from audiomamba.commands.failure import device_failure
+from audiomamba.commands.failure import telling
 from audiomamba.commands.generate_options import Flags
 from audiomamba.commands.runaways import telling_runaways
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from audiomamba.guard import Guard
     from audiomamba.saved import Saved
     from audiomamba.session import Take
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +85,11 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
     seconds = order.samples / rate
     made, began, written = 0, time.perf_counter(), list[Written]()
     with AudioBar(order.num * seconds, quiet=flags.quiet) as bar:
+
+        def so_far() -> str:
+            bar.close()
+            return _kept(made, order, written, flags)
+
         takes = order.model.generate_each(
             samples=order.samples,
             num=order.num,
@@ -97,32 +100,23 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
             batch=flags.batch_size,
             progress=lambda delta: bar.update(delta / rate),
         )
-        try:
-            with (
-                contextlib.closing(takes),  # an error here stops the takes that are being made
-                telling_runaways(lambda i: paths[i - order.first].name, rate, bar.clear),
-            ):
-                for take in takes:
-                    made += 1
-                    speed = made * seconds / (time.perf_counter() - began)
-                    path = paths[take.index - order.first]
-                    if flags.keep and not _enters(written, take.bits_per_sample, flags.keep):
-                        continue
-                    written.append(_write(order, take, path, round(speed, 3), flags, bar.clear))
-                    if flags.keep and len(written) > flags.keep:
-                        _drop(written, max(written, key=lambda one: one.bits))
-                    if not flags.rank:
-                        bar.clear()
-                        _tell(written[-1])
-        except KeyboardInterrupt:
-            bar.close()
-            click.echo(f"interrupted: {_kept(made, order, written, flags)}", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
-        except RuntimeError as error:
-            reason = device_failure(error)
-            if reason is None:
-                raise
-            raise OSError(f"{reason}; {_kept(made, order, written, flags)}") from error
+        with (
+            telling(so_far),
+            contextlib.closing(takes),  # an error here stops the takes that are being made
+            telling_runaways(lambda i: paths[i - order.first].name, rate, bar.clear),
+        ):
+            for take in takes:
+                made += 1
+                speed = made * seconds / (time.perf_counter() - began)
+                path = paths[take.index - order.first]
+                if flags.keep and not _enters(written, take.bits_per_sample, flags.keep):
+                    continue
+                written.append(_write(order, take, path, round(speed, 3), flags, bar.clear))
+                if flags.keep and len(written) > flags.keep:
+                    _drop(written, max(written, key=lambda one: one.bits))
+                if not flags.rank:
+                    bar.clear()
+                    _tell(written[-1])
     took = time.perf_counter() - began
     if flags.rank:
         written = _ranked(written, made)

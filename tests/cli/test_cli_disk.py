@@ -98,7 +98,10 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(
     code, out, err = run("generate", "--seconds", 0.01, "-n", 2, "--seed", 1, "-o", tmp_path)
     assert code == 1
     assert is_one_line(err)
-    assert err == f"error: {os.strerror(error)}: {tmp_path / 'stand-in_1_0.wav'}; {remedy}\n"
+    kept = "1 of 2 files are finished and kept"
+    assert (
+        err == f"error: {os.strerror(error)}: {tmp_path / 'stand-in_1_0.wav'}; {remedy}; {kept}\n"
+    )
     assert str(tmp_path / "stand-in_1_1.wav") in out
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "stand-in_1_1.json",
