@@ -86,17 +86,17 @@ def check_page(path: Path, *, overwrite: bool) -> None:
     check_folder(path.parent)
 
 
-def check_space(folder: Path, samples: int) -> None:
-    """Make sure that a folder has room for so many samples of 16 bits.
+def check_space(folder: Path, needed: int) -> None:
+    """Make sure that a folder has room for so many bytes.
 
     Raises:
         OSError: If it has not.
     """
-    needed, free = 2 * samples, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         has, takes = (tqdm.format_sizeof(size, "B") for size in (free, needed))
         raise OSError(
-            f"{folder} has {has} free and the audio takes {takes}; "
+            f"{folder} has {has} free and the files take {takes}; "
             "free some space, name another folder with --output-dir, or ask for less"
         )
 

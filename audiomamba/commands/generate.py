@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COMPILING = "compiling for this machine; the next start finds it done"
 COMPILING_PROMPT = "compiling what reads prompts, for this machine; the next start finds it done"
+SAMPLE_BYTES, RECORD_BYTES, PICTURE_BYTES = 2, 4096, 450_000  # as large as they get
 STREAMED = {  # what has a meaning for samples that go to no file
     *("stream", "seconds", "num", "seed", "temperature", "top_k", "top_p", "name", "device"),
     *("weights", "prompt", "prompt_seconds", "without_prompt", "resume", "guard", "quiet", "debug"),
@@ -106,12 +107,18 @@ def _planned_paths(order: Order, flags: Flags) -> list[Path]:
 
 
 def _check_room(order: Order, flags: Flags) -> None:
-    """Make sure that all files have room, with what they begin with."""
-    from audiomamba import output
+    """Make sure that all files have room, with what they begin with and what is beside them."""
+    from audiomamba import output, saved
 
+    beside = RECORD_BYTES
+    if flags.spectrogram:
+        beside += PICTURE_BYTES
+    if flags.save_state:
+        beside += saved.size(order.model.network)
     files = flags.keep or order.num
     befores = sorted(len(one.before) for one in order.prompts if one.before is not None)
-    output.check_space(flags.output_dir, files * order.samples + sum(befores[-files:]))
+    samples = files * order.samples + sum(befores[-files:])
+    output.check_space(flags.output_dir, SAMPLE_BYTES * samples + files * beside)
 
 
 def _check_use(flags: Flags) -> None:

@@ -58,7 +58,7 @@ def test_too_little_space_is_found_before_generating(
     code, _, err = run("generate", "--seconds", "1e9", "-n", 10**9, "-o", tmp_path)
     assert code == 1
     assert is_one_line(err)
-    assert "B free and the audio takes 32.0ZB; free some space" in err
+    assert "B free and the files take 32.0ZB; free some space" in err
     assert not model.calls
 
 
@@ -66,8 +66,8 @@ def test_the_space_is_told_in_a_unit_that_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output.shutil, "disk_usage", lambda folder: SimpleNamespace(free=512))
-    with pytest.raises(OSError, match=r"has 512B free and the audio takes 32\.0kB; free some"):
-        output.check_space(tmp_path, 16000)
+    with pytest.raises(OSError, match=r"has 512B free and the files take 32\.0kB; free some"):
+        output.check_space(tmp_path, 32000)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,37 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from audiomamba import output
 from tests.takes.records import Run
 
 ASKED = ("--seconds", 0.1, "-n", 3, "--batch-size", 1, "--spectrogram", "--save-state")
 ENDS = (".json", ".png", ".safetensors", ".wav")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [((), 10_000), (("--save-state",), 14_600), (("--spectrogram",), 800_000)],
+    ids=["sounds", "states", "pictures"],
+)
+def test_room_is_asked_for_what_is_beside(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    least: int,
+) -> None:
+    asked = ("--seconds", 0.1, "-n", 2, *options)
+    for free, code in ((least, 1), (10 * least, 0)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(output.shutil, "disk_usage", lambda folder, usage=usage: usage)
+        assert run(*asked)[0] == code
+        assert bool(list(tmp_path.glob("*.wav"))) == (code == 0)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, end: str, error: BaseException) -> None:
