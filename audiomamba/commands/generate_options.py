@@ -212,7 +212,7 @@ where = _all(
     click.option(
         "--batch-size",
         type=BatchSize(),
-        help="Files made side by side; auto: as many as fit into memory.  [default: one a CPU "
-        "core; 1024 on a GPU]",
+        help="Files made side by side; auto: as the default, or as many as fit into memory if "
+        "those are fewer.  [default: one a CPU core; 1024 on a GPU]",
     ),
 )
