@@ -83,6 +83,17 @@ def encode_prompts(
     return [_encode(tokenizer, one) for one in prompt]
 
 
+def check_waveforms(prompt: Any) -> Any:
+    """Return a prompt or a list of some; raise ValueError if one was read already."""
+    given = prompt if isinstance(prompt, (list, tuple)) else [prompt]
+    if any(isinstance(one, Place) for one in given):
+        raise ValueError(
+            "the prompt was read already, and its waveform, with which a row would begin, is not "
+            "known; give it to generate_each, start or stream, or give the waveform"
+        )
+    return prompt
+
+
 def _encode(tokenizer: Tokenizer, prompt: Prompt) -> Tokens | Place:
     return prompt if isinstance(prompt, Place) else tokenizer.encode(check_mono(prompt))
 

@@ -19,6 +19,7 @@ from audiomamba.arguments import (
     Prompt,
     Waveform,
     check_mono,
+    check_waveforms,
     count_samples,
     encode_prompts,
 )
@@ -214,7 +215,7 @@ class AudioModel:
             top_k=top_k,
             top_p=top_p,
             guard=guard,
-            prompt=prompt,
+            prompt=check_waveforms(prompt),
             progress=progress,
         )
         made = {take.index: take.waveform for take in each}  # not their places, which are large
@@ -223,8 +224,7 @@ class AudioModel:
             return np.stack(news)
         if isinstance(prompt, (np.ndarray, Tensor)):
             return np.stack([np.concatenate([check_mono(prompt), new]) for new in news])
-        pairs = zip(prompt, news, strict=True)
-        return [np.concatenate([check_mono(before), new]) for before, new in pairs]
+        return [np.concatenate([check_mono(p), new]) for p, new in zip(prompt, news, strict=True)]
 
     def generate_each(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,8 @@ from audiomamba.commands.classify import classify
 from audiomamba.commands.data import evaluate, fetch, prepare
 from audiomamba.commands.encode import encode
 from audiomamba.commands.export import export
-from audiomamba.commands.failure import device_failure
+from audiomamba.commands.failure import INTERRUPTED, failure
 from audiomamba.commands.generate import generate
-from audiomamba.commands.takes import INTERRUPTED
 
 BROKEN_PIPE = 128 + 13
 
@@ -54,22 +52,13 @@ def _fail(message: str, code: int) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        remedy = {
-            errno.ENOSPC: "; free some space or name another folder",
-            errno.EDQUOT: "; free some of your quota or name another folder",
-            errno.EFBIG: "; ask for less or name a folder that takes larger files",
-            errno.EACCES: "; change its permissions or name another folder",
-        }.get(error.errno or 0, "")
-        place = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{place}{remedy}"
-    if isinstance(error, (ImportError, MemoryError, OSError, ValueError)):
+    if isinstance(error, (ImportError, MemoryError, ValueError)):
         return str(error)
-    return device_failure(error) or f"{type(error).__name__}: {error}; --debug tells where"
+    return failure(error) or f"{type(error).__name__}: {error}; --debug tells where"
 
 
 class Program(click.Group):
-    """Ends in silence where who reads the output has gone; click itself would exit with 1."""
+    """Ends in silence where who reads the output has gone, and tells of Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -78,6 +67,9 @@ class Program(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's flush
             raise click.exceptions.Exit(BROKEN_PIPE) from None
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @click.group(

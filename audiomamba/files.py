@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,40 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(paths: Sequence[Path]) -> Iterator[Path]:
+    """Give a folder for files that become `paths`, of the same names, when the block succeeds.
+
+    Args:
+        paths: The final names, all in one folder, in the order in which they appear. An exception,
+            Ctrl-C included, leaves what they hold, or nothing of what was made in the block.
+
+    Yields:
+        A folder, hidden and unique, which is removed at the end. An OSError that names a file in it
+        names the final one instead.
+    """
+    folder = paths[0].parent
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as made:
+        try:
+            yield Path(made)
+            _publish(Path(made), paths)
+        except OSError as error:
+            if error.filename is not None and Path(error.filename).parent == Path(made):
+                error.filename = str(folder / Path(error.filename).name)
+            raise
+
+
+def _publish(made: Path, paths: Sequence[Path]) -> None:
+    try:
+        for path in paths:
+            os.replace(made / path.name, path)
+    except BaseException:
+        for path in paths:
+            if not (made / path.name).exists():
+                path.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -8,9 +8,9 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +46,24 @@ def targets(
     indices: Iterable[int],
     format: Format,
     *,
-    start: int = 0,
+    starts: Sequence[int] = (),
     overwrite: bool,
     beside: tuple[str, ...] = (".json",),
 ) -> list[Path]:
     """Return the names of the files to come: MODEL_SEED_INDEX.FORMAT.
 
-    What goes on at sample `start` of an earlier file is MODEL_SEED_INDEX_from_START.FORMAT.
+    What goes on at a sample of an earlier file, `starts` has that of each, is
+    MODEL_SEED_INDEX_from_START.FORMAT, unless it is 0.
 
     Raises:
         FileExistsError: If one of them, or one beside it with a suffix in `beside`, is there and
             may not be overwritten.
     """
     stem = re.sub(r"[^\w.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "model"
-    ending = f"_from_{start}.{format}" if start else f".{format}"
-    paths = [folder / f"{stem}_{seed}_{index}{ending}" for index in indices]
+    paths = [
+        folder / f"{stem}_{seed}_{index}{f'_from_{start}' if start else ''}.{format}"
+        for index, start in zip(indices, starts or repeat(0), strict=False)
+    ]
     names = (path.with_suffix(end) for path in paths for end in (path.suffix, *beside))
     there = next((name for name in names if name.exists()), None)
     if there and not overwrite:
@@ -83,17 +86,17 @@ def check_page(path: Path, *, overwrite: bool) -> None:
     check_folder(path.parent)
 
 
-def check_space(folder: Path, samples: int) -> None:
-    """Make sure that a folder has room for so many samples of 16 bits.
+def check_space(folder: Path, needed: int) -> None:
+    """Make sure that a folder has room for so many bytes.
 
     Raises:
         OSError: If it has not.
     """
-    needed, free = 2 * samples, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         has, takes = (tqdm.format_sizeof(size, "B") for size in (free, needed))
         raise OSError(
-            f"{folder} has {has} free and the audio takes {takes}; "
+            f"{folder} has {has} free and the files take {takes}; "
             "free some space, name another folder with --output-dir, or ask for less"
         )
 
@@ -114,7 +117,7 @@ def write_take(
     """Write audio, and beside it as JSON the record of how it was made.
 
     Args:
-        path: The audio file.
+        path: The audio file, which appears last.
         waveform: Samples in [-1, 1], (samples,).
         sample_rate: Hz.
         record: What makes the same audio again; versions and what the file holds are added.
@@ -133,24 +136,16 @@ def write_take(
         **record,
         "versions": versions(),
     }
-    with _record(path, values):
-        audio.write(path, waveform, sample_rate, format=format)
+    write_record(path, values)
+    audio.write(path, waveform, sample_rate, format=format)
     return values
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the record of an audio file that is there, over the one it has."""
-    with _record(path, values):
-        pass
-
-
-@contextmanager
-def _record(path: Path, values: Mapping[str, Any]) -> Iterator[None]:
-    """Write the record of an audio file, which appears if the block succeeds."""
-    with replacing(record_path(path)) as temporary:
-        with audio.naming(record_path(path)):
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        yield
+    """Write the record of an audio file, over the one it has."""
+    there = record_path(path)
+    with audio.naming(there), replacing(there) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from audiomamba.audio import naming
 from audiomamba.files import replacing
 
 WINDOW = 1024
@@ -32,7 +33,7 @@ def figure_class() -> Any:
 def spectrogram(waveform: NDArray[np.float32], sample_rate: int, path: str | Path) -> None:
     """Write what `png` draws; the file appears whole or not at all."""
     picture = png(waveform, sample_rate)
-    with replacing(path) as part:
+    with naming(Path(path)), replacing(path) as part:
         part.write_bytes(picture)
 
 

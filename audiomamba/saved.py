@@ -76,6 +76,11 @@ def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
         temporary.write_bytes(serialize(tensors, metadata))
 
 
+def size(network: WaveformModel) -> int:
+    """Return how many bytes a stream takes in a file."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(network.initial_state(1)))
+
+
 def read(path: str | Path, network: WaveformModel) -> Saved:
     """Read streams that `write` wrote with the same model.
 

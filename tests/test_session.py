@@ -83,6 +83,9 @@ def test_a_prompt_in_pieces_is_read_once(model: AudioModel) -> None:
     given = model.generate(samples=20, num=2, prompt=before)[:, 23:]
     for take in model.generate_each(samples=20, num=2, prompt=place):
         assert np.array_equal(take.waveform, given[take.index])
+    for read in (place, [before, place]):
+        with pytest.raises(ValueError, match=r"was read already.* give it to generate_each, start"):
+            model.generate(samples=1 << 40, prompt=read)  # type: ignore[call-overload]
     for nothing in (iter([]), np.empty(0, np.float32)):
         with pytest.raises(ValueError, match="the prompt is empty"):
             model.read(nothing)

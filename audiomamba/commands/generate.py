@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from click.core import ParameterSource
 
 import audiomamba
 from audiomamba.commands import generate_options, options
+from audiomamba.commands.failure import telling_ctrl_c
 from audiomamba.commands.generate_options import Flags
-from audiomamba.commands.prompt import read_prompt
+from audiomamba.commands.prompt import read_prompt, saved_prompts
 from audiomamba.commands.raw import write_raw
 from audiomamba.commands.takes import Order, Written, companions, write_takes
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 COMPILING = "compiling for this machine; the next start finds it done"
 COMPILING_PROMPT = "compiling what reads prompts, for this machine; the next start finds it done"
+SAMPLE_BYTES, RECORD_BYTES, PICTURE_BYTES = 2, 4096, 450_000  # as large as they get
 STREAMED = {  # what has a meaning for samples that go to no file
     *("stream", "seconds", "num", "seed", "temperature", "top_k", "top_p", "name", "device"),
     *("weights", "prompt", "prompt_seconds", "without_prompt", "resume", "guard", "quiet", "debug"),
@@ -47,53 +50,80 @@ def generate(**given: Any) -> None:
     keeps the finished ones.
     """
     flags = Flags(**given)
-    flags = replace(flags, rank=flags.rank or flags.keep is not None)
+    flags = replace(
+        flags,
+        rank=flags.rank or flags.keep is not None,
+        output_dir=flags.output_dir.expanduser().absolute(),
+        gallery=flags.gallery and flags.gallery.expanduser().absolute(),
+    )
     _check_use(flags)
-    from audiomamba import audio, output, play, plot, saved_header
+    from audiomamba import play
 
-    if flags.spectrogram or flags.gallery:
-        plot.figure_class()  # a missing matplotlib is told before the work
-    player = play.find_player(flags.file_format) if flags.play else ()
-    folder = flags.output_dir.expanduser().absolute()
-    gallery = flags.gallery and flags.gallery.expanduser().absolute()
-    if not flags.stream:
-        output.check_folder(folder)
-    if gallery:
-        output.check_page(gallery, overwrite=flags.overwrite)
-    if flags.prompt is not None:
-        audio.check(flags.prompt)
-    if flags.resume is not None:
-        saved_header.check(flags.resume)
-    if flags.seed is not None and not flags.stream:  # else the names are not known yet
-        _paths(folder, flags.name, flags.seed, range(flags.num or 1), flags)
-    model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
-    order = _plan(model, flags)
+    with telling_ctrl_c(lambda: "nothing was written"):
+        player = play.find_player(flags.file_format) if flags.play else ()
+        _check_files(flags)
+        model = audiomamba.load(flags.name, device=flags.device, weights=flags.weights)
+        order = _plan(model, flags)
+        paths = [] if flags.stream else _planned_paths(order, flags)
+        order = _placed(order, flags)
+        if not flags.stream:
+            _check_room(order, flags)
+    _say(f"seed {order.sampling['seed']}", flags, err=flags.stream)
     if flags.stream:
-        if order.num > 1:
-            raise click.UsageError(f"--stream is one stream, and {flags.resume} holds {order.num}")
-        _say(f"seed {order.sampling['seed']}", flags, err=True)
-        write_raw(_placed(order, flags))
+        write_raw(order)
         return
-    files = flags.keep or order.num
-    output.check_space(folder, files * order.samples)
-    seed, indices = order.sampling["seed"], range(order.first, order.first + order.num)
-    start = 0 if order.resumed is None else order.resumed.places[0].position
-    paths = _paths(folder, model.name, seed, indices, flags, start=start)
-    order = _placed(order, flags)
-    if order.before is not None:
-        output.check_space(folder, files * (order.samples + len(order.before)))
-    _say(f"seed {order.sampling['seed']}", flags)
     written = write_takes(order, paths, flags)
-    if gallery:
-        _show(gallery, model, written)
-        click.echo(gallery)
+    if flags.gallery:
+        _show(flags.gallery, model, written)
+        click.echo(flags.gallery)
     for one in written if flags.play else ():
         play.play(player, one.path)
 
 
+def _check_files(flags: Flags) -> None:
+    """Find what is wrong with files to read and to write before the model is loaded."""
+    from audiomamba import audio, output, plot, saved_header
+
+    if flags.spectrogram or flags.gallery:
+        plot.figure_class()  # a missing matplotlib is told before the work
+    if not flags.stream:
+        output.check_folder(flags.output_dir)
+    if flags.gallery:
+        output.check_page(flags.gallery, overwrite=flags.overwrite)
+    for prompt in flags.prompt:
+        audio.check(prompt)
+    if flags.resume is not None:
+        saved_header.check(flags.resume)
+    if flags.seed is not None and not flags.stream:  # else the names are not known yet
+        _paths(flags.name, flags.seed, range(_count(flags)), flags)
+
+
+def _planned_paths(order: Order, flags: Flags) -> list[Path]:
+    """Return the names of the files to come, for which there is room but for their prompts."""
+    _check_room(order, flags)
+    indices = range(order.first, order.first + order.num)
+    starts = [one.place.position for one in order.prompts]  # of what was saved: none is read yet
+    return _paths(order.model.name, order.sampling["seed"], indices, flags, starts)
+
+
+def _check_room(order: Order, flags: Flags) -> None:
+    """Make sure that all files have room, with what they begin with and what is beside them."""
+    from audiomamba import output, saved
+
+    beside = RECORD_BYTES
+    if flags.spectrogram:
+        beside += PICTURE_BYTES
+    if flags.save_state:
+        beside += saved.size(order.model.network)
+    files = flags.keep or order.num
+    befores = sorted(len(one.before) for one in order.prompts if one.before is not None)
+    samples = files * order.samples + sum(befores[-files:])
+    output.check_space(flags.output_dir, SAMPLE_BYTES * samples + files * beside)
+
+
 def _check_use(flags: Flags) -> None:
     """Refuse options that contradict one another."""
-    if flags.prompt is None:
+    if not flags.prompt:
         for name in ("prompt_seconds", "without_prompt"):
             if getattr(flags, name):
                 raise click.UsageError(f"{_option(name)} needs --prompt")
@@ -119,16 +149,27 @@ def _check_use(flags: Flags) -> None:
     ]
     if flags.stream and idle:
         raise click.UsageError(f"--stream writes no file: it does not go with {', '.join(idle)}")
-    if flags.stream and (flags.num or 1) > 1:
-        raise click.UsageError(f"--num {flags.num} does not go with --stream: that is one stream")
-    if flags.keep is not None and flags.keep > (flags.num or 1):
-        raise click.UsageError(f"--keep {flags.keep} is more than the --num of {flags.num or 1}")
+    count = _count(flags)
+    if len(flags.prompt) > 1 and count != len(flags.prompt):
+        raise click.UsageError(
+            f"--num {count} is not how many --prompt there are, {len(flags.prompt)}; leave it out"
+        )
+    if flags.stream and count > 1:
+        said = f"--num {count}" if flags.num else f"--prompt, given {count} times,"
+        raise click.UsageError(f"{said} does not go with --stream: that is one stream")
+    if flags.keep is not None and flags.keep > count:
+        raise click.UsageError(f"--keep {flags.keep} is more than the {count} that are made")
+
+
+def _count(flags: Flags) -> int:
+    """Return how many files are asked for, but for what a file of --resume says."""
+    return flags.num or len(flags.prompt) or 1
 
 
 def given(flags: Flags, name: str) -> bool:
     """Return whether an option was given, be it as 0."""
     value = getattr(flags, name)
-    return value is not None and value is not False  # 0 equals False
+    return value is not None and value is not False and value != ()  # 0 equals False
 
 
 def _option(name: str) -> str:
@@ -149,7 +190,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
     order = Order(
         model=model,
         samples=samples,
-        num=flags.num or 1,
+        num=_count(flags),
         sampling={
             "seed": secrets.randbelow(2**31) if flags.seed is None else flags.seed,
             "temperature": model.temperature if flags.temperature is None else flags.temperature,
@@ -160,6 +201,8 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
     )
     if flags.resume is not None:
         order = _resumed(order, flags.resume)
+    if flags.stream and order.num > 1:
+        raise click.UsageError(f"--stream is one stream, and {flags.resume} holds {order.num}")
     record = {
         "model": str(Path(flags.name).absolute()) if folder_of_model else flags.name,
         "weights_sha256": model.weights_sha256,
@@ -171,7 +214,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         "weights": model.weights or "float32",
         "device": flags.device,
     }
-    return replace(order, record={**record, **order.record})
+    return replace(order, record=record)
 
 
 def _guard(model: AudioModel, flags: Flags) -> Guard | None:
@@ -190,7 +233,6 @@ def _guard(model: AudioModel, flags: Flags) -> Guard | None:
 def _resumed(order: Order, path: Path) -> Order:
     """Return an order that goes on from a file of saved streams."""
     from audiomamba import saved
-    from audiomamba.files import sha256
 
     begin = saved.read(path, order.model.network)
     order.model.weights = order.model.weights or begin.weights
@@ -200,31 +242,24 @@ def _resumed(order: Order, path: Path) -> Order:
         first=begin.draw.first,
         sampling={"seed": begin.draw.seed, **asdict(begin.draw.sampling)},
         guard=order.guard or begin.guard,
-        prompt=list(begin.places),
+        prompts=saved_prompts(path, begin.places),
         resumed=begin,
-        record={
-            "resumed": {
-                "file": str(path.absolute()),
-                "sha256": sha256(path),
-                "samples": begin.places[0].position,
-            }
-        },
     )
 
 
 def _paths(
-    folder: Path, name: str, seed: int, indices: range, flags: Flags, *, start: int = 0
+    name: str, seed: int, indices: range, flags: Flags, starts: Sequence[int] = ()
 ) -> list[Path]:
     """Return the names of the files to come, none of which is there."""
     from audiomamba import output
 
     return output.targets(
-        folder,
+        flags.output_dir,
         name,
         seed,
         indices,
         flags.file_format,
-        start=start,
+        starts=starts,
         overwrite=flags.overwrite,
         beside=companions(flags),
     )
@@ -235,17 +270,20 @@ def _placed(order: Order, flags: Flags) -> Order:
     order.model.warm_up(lambda: _say(COMPILING, flags, err=True))
     # Which engine it is may turn out as it is opened.
     order = replace(order, record={**order.record, "engine": order.model.engine})
-    if flags.prompt is None:
+    read = {
+        path: read_prompt(
+            order.model,
+            path,
+            flags.prompt_seconds,
+            hold=not flags.without_prompt,
+            notify=lambda: _say(COMPILING_PROMPT, flags, err=True),
+        )
+        for path in dict.fromkeys(flags.prompt)
+    }
+    if not read:
         return order
-    prompt = read_prompt(
-        order.model,
-        flags.prompt,
-        flags.prompt_seconds,
-        hold=not flags.without_prompt,
-        notify=lambda: _say(COMPILING_PROMPT, flags, err=True),
-    )
-    record = {**order.record, "prompt": prompt.record}
-    return replace(order, prompt=prompt.place, before=prompt.before, record=record)
+    prompts = [read[path] for path in flags.prompt]  # one, or as many as files
+    return replace(order, prompts=prompts * (order.num // len(prompts)))
 
 
 def _show(path: Path, model: AudioModel, written: list[Written]) -> None:

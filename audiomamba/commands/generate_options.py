@@ -30,7 +30,7 @@ class Flags:
     temperature: float | None
     top_k: int | None
     top_p: float | None
-    prompt: Path | None
+    prompt: tuple[Path, ...]
     prompt_seconds: float | None
     without_prompt: bool
     resume: Path | None
@@ -112,8 +112,10 @@ going_on = _all(
     click.option(
         "--prompt",
         type=_FILE,
+        multiple=True,
         help="Audio to continue, of any format, rate and channel count. The file made holds the "
-        "prompt and then --seconds of continuation.",
+        "prompt and then --seconds of continuation. Given several times, file i continues prompt "
+        "i.",
     ),
     options.seconds("--prompt-seconds", help="Use only the beginning of the prompt."),
     click.option(
@@ -210,7 +212,7 @@ where = _all(
     click.option(
         "--batch-size",
         type=BatchSize(),
-        help="Files made side by side; auto: as many as fit into memory.  [default: one a CPU "
-        "core; 1024 on a GPU]",
+        help="Files made side by side; auto: as the default, or as many as fit into memory if "
+        "those are fewer.  [default: one a CPU core; 1024 on a GPU]",
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,12 @@ PROMPT_LIMIT_SECONDS = 600  # of what a file begins with, held in memory
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What was read.
+    """What a file goes on from.
 
     Attributes:
         place: What generation goes on from.
-        before: What each file begins with, float32 (samples,), or None.
-        record: What the files' records say of it.
+        before: What the file begins with, float32 (samples,), or None.
+        record: What the file's record says of it.
     """
 
     place: Place
@@ -80,16 +80,31 @@ def read_prompt(
     place = model.read(pieces(), notify)
     length = count / rate
     if seconds is not None and count < round(seconds * rate):
-        click.echo(f"note: the prompt lasts {length:.6g} s; all of it is used", err=True)
+        click.echo(
+            f"note: the prompt {path.name} lasts {length:.6g} s; all of it is used", err=True
+        )
     if silent:
-        click.echo("note: the prompt is silent", err=True)
+        click.echo(f"note: the prompt {path.name} is silent", err=True)
     return Prompt(
         place=place,
         before=np.concatenate(held) if hold else None,
         record={
-            "file": str(path.absolute()),
-            "sha256": sha256(path),
-            "seconds": length,
-            "in_file": hold,
+            "prompt": {
+                "file": str(path.absolute()),
+                "sha256": sha256(path),
+                "seconds": length,
+                "in_file": hold,
+            }
         },
     )
+
+
+def saved_prompts(path: Path, places: Sequence[Place]) -> list[Prompt]:
+    """Return what goes on from a file of saved streams, one a stream."""
+    from audiomamba.files import sha256
+
+    file = {"file": str(path.absolute()), "sha256": sha256(path)}
+    return [
+        Prompt(place=one, before=None, record={"resumed": {**file, "samples": one.position}})
+        for one in places
+    ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 
+from audiomamba.commands.failure import telling
 from audiomamba.commands.runaways import telling_runaways
 from audiomamba.commands.takes import Order
 
@@ -14,6 +16,7 @@ def write_raw(order: Order) -> None:
 
     Raises:
         BrokenPipeError: If who reads has gone.
+        OSError: If standard output takes no more.
     """
     from audiomamba.audio import to_pcm16
 
@@ -22,12 +25,31 @@ def write_raw(order: Order) -> None:
         first=order.first,
         **order.sampling,
         guard=order.guard or False,
-        prompt=order.prompt,
+        prompt=order.places,
     )
-    if order.before is not None:
-        sys.stdout.buffer.write(to_pcm16(order.before))
-    rate = order.model.sample_rate
-    with contextlib.closing(blocks), telling_runaways(lambda _: "the stream", rate):
+    rate, made = order.model.sample_rate, 0
+    with (
+        telling(lambda: f"{made / rate:.2f} of {order.samples / rate:g} s were made"),
+        contextlib.closing(blocks),
+        telling_runaways(lambda _: "the stream", rate),
+    ):
+        for one in order.prompts:
+            if one.before is not None:
+                _put(to_pcm16(one.before))
         for block in blocks:
-            sys.stdout.buffer.write(to_pcm16(block[0]))
-            sys.stdout.buffer.flush()
+            _put(to_pcm16(block[0]))
+            made += block.shape[1]
+
+
+def _put(samples: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(samples)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's flush
+        raise OSError(
+            f"standard output takes no more ({error.strerror}); free some space where it goes, or "
+            "send it elsewhere"
+        ) from error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from audiomamba.commands.failure import device_failure
+from audiomamba.commands.failure import telling
 from audiomamba.commands.generate_options import Flags
 from audiomamba.commands.runaways import telling_runaways
 
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from audiomamba.audiomodel import AudioModel
+    from audiomamba.commands.prompt import Prompt
     from audiomamba.engine.place import Place
     from audiomamba.guard import Guard
     from audiomamba.saved import Saved
     from audiomamba.session import Take
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,7 @@ class Order:
         first: Index of the first.
         sampling: Seed, temperature and cuts, as the model's methods take them.
         guard: When takes are taken back, or None.
-        prompt: What they go on from, all or each.
-        before: What each begins with, float32 (samples,), or None.
+        prompts: What each goes on from; none is silence.
         resumed: What they go on from, if that was saved.
         record: What the record of every file says.
     """
@@ -51,10 +49,14 @@ class Order:
     first: int = 0
     sampling: dict[str, Any]
     guard: Guard | None = None
-    prompt: Place | list[Place] | None = None
-    before: NDArray[np.float32] | None = None
+    prompts: Sequence[Prompt] = ()
     resumed: Saved | None = None
     record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def places(self) -> list[Place] | None:
+        """What the model's methods take as prompts."""
+        return [one.place for one in self.prompts] or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,42 +85,38 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
     seconds = order.samples / rate
     made, began, written = 0, time.perf_counter(), list[Written]()
     with AudioBar(order.num * seconds, quiet=flags.quiet) as bar:
+
+        def so_far() -> str:
+            bar.close()
+            return _kept(made, order, written, flags)
+
         takes = order.model.generate_each(
             samples=order.samples,
             num=order.num,
             first=order.first,
             **order.sampling,
             guard=order.guard or False,
-            prompt=order.prompt,
+            prompt=order.places,
             batch=flags.batch_size,
             progress=lambda delta: bar.update(delta / rate),
         )
-        try:
-            with (
-                contextlib.closing(takes),  # an error here stops the takes that are being made
-                telling_runaways(lambda i: paths[i - order.first].name, rate, bar.clear),
-            ):
-                for take in takes:
-                    made += 1
-                    speed = made * seconds / (time.perf_counter() - began)
-                    path = paths[take.index - order.first]
-                    if flags.keep and not _enters(written, take.bits_per_sample, flags.keep):
-                        continue
-                    written.append(_write(order, take, path, round(speed, 3), flags, bar.clear))
-                    if flags.keep and len(written) > flags.keep:
-                        _drop(written, max(written, key=lambda one: one.bits))
-                    if not flags.rank:
-                        bar.clear()
-                        _tell(written[-1])
-        except KeyboardInterrupt:
-            bar.close()
-            click.echo(f"interrupted: {_kept(made, order, written, flags)}", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
-        except RuntimeError as error:
-            reason = device_failure(error)
-            if reason is None:
-                raise
-            raise OSError(f"{reason}; {_kept(made, order, written, flags)}") from error
+        with (
+            telling(so_far),
+            contextlib.closing(takes),  # an error here stops the takes that are being made
+            telling_runaways(lambda i: paths[i - order.first].name, rate, bar.clear),
+        ):
+            for take in takes:
+                made += 1
+                speed = made * seconds / (time.perf_counter() - began)
+                path = paths[take.index - order.first]
+                if flags.keep and not _enters(written, take.bits_per_sample, flags.keep):
+                    continue
+                written.append(_write(order, take, path, round(speed, 3), flags, bar.clear))
+                if flags.keep and len(written) > flags.keep:
+                    _drop(written, max(written, key=lambda one: one.bits))
+                if not flags.rank:
+                    bar.clear()
+                    _tell(written[-1])
     took = time.perf_counter() - began
     if flags.rank:
         written = _ranked(written, made)
@@ -177,16 +175,21 @@ def _write(
     flags: Flags,
     clear: Callable[[], None],
 ) -> Written:
-    """Write a take and what was asked for beside it."""
+    """Write a take and what was asked for beside it; all of it appears, the sound last, or none."""
     import numpy as np
 
     from audiomamba import plot
+    from audiomamba.files import replacing_together
     from audiomamba.output import write_take
 
     rate = order.model.sample_rate
-    whole = take.waveform if order.before is None else np.concatenate([order.before, take.waveform])
+    prompt = order.prompts[take.index - order.first] if order.prompts else None
+    whole = take.waveform
+    if prompt is not None and prompt.before is not None:
+        whole = np.concatenate([prompt.before, whole])
     record: dict[str, Any] = {
         **order.record,
+        **({} if prompt is None else prompt.record),
         "index": take.index,
         "bits_per_sample": round(take.bits_per_sample, 6),
         "times_real_time": speed,
@@ -195,15 +198,17 @@ def _write(
         record["rewinds"] = take.rewinds._asdict()
     if flags.guard:
         record["faults"] = _faults(take.waveform, rate)
-    record = write_take(path, whole, rate, record, format=flags.file_format)
     beside = companions(flags)
-    for end in (".png", ".safetensors"):
-        if flags.overwrite and end not in beside:  # of an older take of this name
-            path.with_suffix(end).unlink(missing_ok=True)
-    if flags.save_state:
-        _save_state(order, take, path.with_suffix(".safetensors"))
-    if flags.spectrogram:
-        plot.spectrogram(whole, rate, path.with_suffix(".png"))
+    with replacing_together([*(path.with_suffix(end) for end in beside), path]) as folder:
+        here = folder / path.name
+        record = write_take(here, whole, rate, record, format=flags.file_format)
+        if flags.save_state:
+            _save_state(order, take, here.with_suffix(".safetensors"))
+        if flags.spectrogram:
+            plot.spectrogram(whole, rate, here.with_suffix(".png"))
+        for end in (".png", ".safetensors"):
+            if flags.overwrite and end not in beside:  # of an older take of this name
+                path.with_suffix(end).unlink(missing_ok=True)
     for fault in record.get("faults", ()):
         clear()
         click.echo(

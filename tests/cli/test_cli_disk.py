@@ -58,7 +58,7 @@ def test_too_little_space_is_found_before_generating(
     code, _, err = run("generate", "--seconds", "1e9", "-n", 10**9, "-o", tmp_path)
     assert code == 1
     assert is_one_line(err)
-    assert "B free and the audio takes 32.0ZB; free some space" in err
+    assert "B free and the files take 32.0ZB; free some space" in err
     assert not model.calls
 
 
@@ -66,8 +66,8 @@ def test_the_space_is_told_in_a_unit_that_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output.shutil, "disk_usage", lambda folder: SimpleNamespace(free=512))
-    with pytest.raises(OSError, match=r"has 512B free and the audio takes 32\.0kB; free some"):
-        output.check_space(tmp_path, 16000)
+    with pytest.raises(OSError, match=r"has 512B free and the files take 32\.0kB; free some"):
+        output.check_space(tmp_path, 32000)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,10 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(
     code, out, err = run("generate", "--seconds", 0.01, "-n", 2, "--seed", 1, "-o", tmp_path)
     assert code == 1
     assert is_one_line(err)
-    assert err == f"error: {os.strerror(error)}: {tmp_path / 'stand-in_1_0.wav'}; {remedy}\n"
+    kept = "1 of 2 files are finished and kept"
+    assert (
+        err == f"error: {os.strerror(error)}: {tmp_path / 'stand-in_1_0.wav'}; {remedy}; {kept}\n"
+    )
     assert str(tmp_path / "stand-in_1_1.wav") in out
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "stand-in_1_1.json",

@@ -99,13 +99,23 @@ def test_a_file_that_is_interrupted_is_not_counted(
     assert err == "interrupted: 0 of 2 files are finished and kept\n"
 
 
-def test_ctrl_c_while_loading_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_loading_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def load(name: str, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(audiomamba.__dict__, "load", load)
-    code, out, err = run("generate")
-    assert (code, out, err.strip()) == (130, "", "")
+    code, out, err = run("generate", "-o", tmp_path)
+    assert (code, out, err) == (130, "", "interrupted: nothing was written\n")
+
+
+def test_ctrl_c_is_told_by_every_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def examine() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("audiomamba.doctor.examine", examine)
+    assert run("doctor") == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize(

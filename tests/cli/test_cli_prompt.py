@@ -34,7 +34,8 @@ def test_a_prompt_of_any_kind_is_continued(
     )
     assert (code, err) == (0, "")
     start = audio.read(prompt, RATE)
-    assert np.array_equal(model.calls[0]["prompt"], start)
+    (given,) = model.calls[0]["prompt"]
+    assert np.array_equal(given, start)
     written = audio.read(tmp_path / "stand-in_1_0.wav", RATE)
     assert np.abs(written - np.concatenate([start, noise(4000, 1, 0)])).max() <= 1 / 32768
     record = json.loads((tmp_path / "stand-in_1_0.json").read_text())
@@ -72,16 +73,44 @@ def test_the_beginning_of_a_prompt_can_be_used(run: Run, model: StandIn, tmp_pat
     arguments = ("generate", "--seconds", 0.1, "-o", tmp_path, "--prompt", prompt)
     assert run(*arguments, "--prompt-seconds", 0.5)[0] == 0
     code, _, err = run(*arguments, "--prompt-seconds", 2)
-    assert [len(call["prompt"]) for call in model.calls] == [8000, 16000]
+    assert [len(call["prompt"][0]) for call in model.calls] == [8000, 16000]
     assert code == 0
-    assert err == "note: the prompt lasts 1 s; all of it is used\n"
+    assert err == "note: the prompt prompt.wav lasts 1 s; all of it is used\n"
 
 
 def test_a_silent_prompt_is_used_and_told(run: Run, model: StandIn, tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.wav"
     audio.write(prompt, np.zeros(99, np.float32), RATE)
     code, _, err = run("generate", "--seconds", 0.1, "-o", tmp_path, "--prompt", prompt)
-    assert (code, err) == (0, "note: the prompt is silent\n")
+    assert (code, err) == (0, "note: the prompt prompt.wav is silent\n")
+
+
+def test_each_of_several_prompts_is_continued(
+    run: Run, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in ("a.wav", "b.wav", "a.wav")]
+    for path, samples in zip(paths[:2], (50, 70), strict=True):
+        audio.write(path, noise(samples, 0), RATE)
+    reads, read = [], model.read
+    monkeypatch.setattr(model, "read", lambda *given: reads.append(given) or read(*given))
+    prompts = [word for path in paths for word in ("--prompt", path)]
+    asked = ("generate", "--seconds", 0.01, "--seed", 1, "-o", tmp_path, *prompts)
+    assert run(*asked)[0] == 0
+    assert len(reads) == 2
+    assert [len(one) for one in model.calls[0]["prompt"]] == [50, 70, 50]
+    for index, path in enumerate(paths):
+        made = tmp_path / f"stand-in_1_{index}.wav"
+        before = audio.read(path, RATE)
+        assert np.array_equal(audio.read(made, RATE)[: len(before)], before)
+        assert len(audio.read(made, RATE)) == len(before) + 160
+        assert json.loads(made.with_suffix(".json").read_text())["prompt"]["file"] == str(path)
+    assert run(*asked, "-n", 3, "--overwrite")[0] == 0
+    code, _, err = run(*asked, "-n", 2)
+    assert (code, is_one_line(err)) == (2, True)
+    assert "--num 2 is not how many --prompt there are, 3; leave it out" in err
+    code, _, err = run("generate", "--stream", *prompts)
+    assert code == 2
+    assert "--prompt, given 3 times, does not go with --stream" in err
 
 
 def test_a_long_prompt_needs_a_limit(
@@ -97,7 +126,7 @@ def test_a_long_prompt_needs_a_limit(
     assert "longer than 1 s; say how much of it to use with --prompt-seconds, or add" in err
     assert run(*arguments, "--prompt-seconds", 1)[0] == 0
     assert run(*arguments, "--without-prompt", "--seed", 4)[0] == 0
-    assert len(model.calls[-1]["prompt"]) == RATE + 1
+    assert len(model.calls[-1]["prompt"][0]) == RATE + 1
     assert len(audio.read(tmp_path / "out" / "stand-in_4_0.wav", RATE)) == 1600
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import audiomamba
 from audiomamba import audio
 from audiomamba.cli import main
+from audiomamba.files import sha256
 from tests.takes.records import RATE, Run, record
 
 
@@ -90,6 +91,23 @@ def test_a_take_goes_on_from_its_state(
     code, _, err = run("--resume", state)
     assert (code, err.count("\n")) == (1, 1)
     assert "is damaged or holds no saved streams" in err
+
+
+def test_streams_go_on_from_where_each_stands(run: Run, small: Path, tmp_path: Path) -> None:
+    model, state = audiomamba.load(small), tmp_path / "three.safetensors"
+    session = model.start(prompt=[np.zeros(n, np.float32) for n in (800, 300, 301)], seed=4)
+    session.run(500)
+    session.save(state)
+    assert run("--seconds", 0.01, "--resume", state)[0] == 0
+    for index, start in enumerate((1300, 800, 801)):
+        path = tmp_path / f"small_4_{index}_from_{start}.wav"
+        assert record(path)["resumed"] == {
+            "file": str(state),
+            "sha256": sha256(state),
+            "samples": start,
+        }
+        rest = model.resume(state).run(160)[index]
+        np.testing.assert_allclose(audio.read(path, RATE), rest, atol=1e-4)  # 16 bits
 
 
 def test_weights_that_the_engine_has_not_are_one_line(run: Run, tmp_path: Path) -> None:

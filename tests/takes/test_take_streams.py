@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import audiomamba
 from audiomamba import audio
+from audiomamba.audiomodel import AudioModel
 from audiomamba.cli import main
 from audiomamba.engine import launches
 from tests.takes.records import RATE
@@ -65,6 +68,30 @@ def test_a_closed_pipe_ends_in_silence(small: Path, tmp_path: Path) -> None:
         assert [line for line in said if not line.startswith("seed")] == ["141"], done.stderr
     assert not list(tmp_path.glob(".*"))
     assert len(list(tmp_path.glob("*.wav"))) == len(list(tmp_path.glob("*.json"))) > 0
+
+
+def test_a_stream_that_cannot_be_written_is_told(small: Path) -> None:
+    command = [sys.executable, "-m", "audiomamba", "generate", "-m", str(small), "--stream"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=-1, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == [
+        "error: standard output takes no more (No space left on device); free some space where it "
+        "goes, or send it elsewhere; 0.00 of 10 s were made"
+    ]
+
+
+def test_ctrl_c_tells_how_much_of_a_stream_was_made(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stream(model: AudioModel, **options: Any) -> Iterator[np.ndarray]:
+        yield np.zeros((1, RATE // 2), np.float32)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AudioModel, "stream", stream)
+    with pytest.raises(SystemExit, match="130"):
+        main(["generate", "-m", str(small), "--stream", "--quiet"])
+    assert capfd.readouterr().err == "interrupted: 0.50 of 10 s were made\n"
 
 
 def test_a_stream_of_a_gpu_ends_where_who_listens_goes(
