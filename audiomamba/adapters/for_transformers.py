@@ -126,7 +126,9 @@ class AudiomambaEncoderModel(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        lengths = None if attention_mask is None else kept_lengths(attention_mask, MASK)
+        lengths = None
+        if attention_mask is not None:
+            lengths = kept_lengths(attention_mask, input_features, MASK)
         states = None
         if output_hidden_states:
             hidden, _ = self.encoder.hidden_states(input_features, lengths)
@@ -143,7 +145,8 @@ class AudiomambaEncoderModel(PreTrainedModel):
     def _get_feature_vector_attention_mask(
         self, feature_vector_length: int, attention_mask: Tensor
     ) -> Tensor:
-        counts = self._get_feat_extract_output_lengths(kept_lengths(attention_mask, MASK))
+        lengths = kept_lengths(attention_mask, attention_mask, MASK)
+        counts = self._get_feat_extract_output_lengths(lengths)
         return valid(counts, feature_vector_length)
 
     def _init_weights(self, module: nn.Module) -> None:
