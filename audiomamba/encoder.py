@@ -108,6 +108,7 @@ class MambaEncoder(nn.Module):
 
         Raises:
             ValueError: If a shape, a type, a length or the chunk is wrong.
+            TypeError: If lengths are no tensor.
         """
         if lookahead is None:
             lookahead = self.config.lookahead if chunk is None else 0

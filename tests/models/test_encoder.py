@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -143,6 +144,12 @@ def test_what_is_too_short_for_a_frame_has_none(subsampling: int, steps: int) ->
 def test_wrong_inputs_are_refused(features: Tensor, lengths: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small()(features, lengths)
+
+
+def test_lengths_are_a_tensor() -> None:
+    for lengths in ([4, 1], (4, 1), np.array([4, 1])):
+        with pytest.raises(TypeError, match=r"lengths is of type .*; it must be a tensor of integ"):
+            small()(torch.zeros(2, 4, 5), lengths)
 
 
 @pytest.mark.parametrize("case", covering({**KINDS, "how": ("module", "autocast")}), ids=str)
