@@ -41,9 +41,10 @@ class MambaEncoder(nn.Module):
     `torch.compile` takes `forward` as one graph. On a CPU `torch.export` takes it with any batch,
     and with any time from 65 frames after subsampling on, if the example has as many and
     `prefer_deferred_runtime_asserts_over_guards=True`: kernels keep a state for every 64 frames,
-    and one alone is another case to the exporter. A causal `stream` with a fixed number of frames,
-    a multiple of `subsampling`, exports too; to ONNX with the backend "reference", whose loop is of
-    operations that ONNX has, and without `complex`, which it has not.
+    and one alone is another case to the exporter. Say so by `Dim("time", min=65 * subsampling)`,
+    and pad what is shorter to that, with lengths, which hide it. A causal `stream` with a fixed
+    number of frames, a multiple of `subsampling`, exports too; to ONNX with the backend
+    "reference", whose loop is of operations that ONNX has, and without `complex`, which it has not.
 
     Args:
         config: What it is made of.
