@@ -38,6 +38,9 @@ class MambaEncoder(nn.Module):
     of the look-ahead. `forward` then computes the same, chunk after chunk, so that it can be
     trained.
 
+    With features every 10 ms and the default subsampling of 4, chunks of 8 frames with a look-ahead
+    of 2 wait at most 390 ms (`latency` is 39 input frames), a causal encoder 30 ms.
+
     `torch.compile` takes `forward` as one graph. On a CPU `torch.export` takes it with any batch,
     and with any time from 65 frames after subsampling on, if the example has as many and
     `prefer_deferred_runtime_asserts_over_guards=True`: kernels keep a state for every 64 frames,
