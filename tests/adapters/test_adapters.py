@@ -94,16 +94,19 @@ ADAPTERS: list[Adapter] = [
 ]
 
 
-@pytest.mark.parametrize("direction", ["causal", "inner"])
+@pytest.mark.parametrize("evil", [torch.nan, 1e30])
+@pytest.mark.parametrize("direction", ["causal", "inner", "outer"])
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.__name__)
-def test_the_same_weights_give_the_same_frames(adapter: Adapter, direction: str) -> None:
+def test_the_same_weights_give_the_same_frames(
+    adapter: Adapter, direction: str, evil: float
+) -> None:
     if adapter is transformers:
         pytest.importorskip("transformers")
     subsampling = 1 if adapter is speechbrain_layers else 4
     config = EncoderConfig(**SIZE, direction=direction, subsampling=subsampling)
     encoder = MambaEncoder(config, backend="torch").eval()  # which compiles nothing
     x = torch.randn(4, 40, 8)
-    bad = torch.where(valid(LENGTHS, 40)[..., None], x, torch.nan)
+    bad = torch.where(valid(LENGTHS, 40)[..., None], x, evil)
     y, counts = adapter(encoder, bad, LENGTHS)
     wanted = LENGTHS // subsampling
     assert counts is None or counts.tolist() == wanted.tolist()
