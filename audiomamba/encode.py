@@ -90,8 +90,10 @@ def encode(
         The place of a file in `paths`, and its features (frames, d).
 
     Raises:
-        OSError, ValueError: As `audio.read`, or if a file is too short for a frame.
+        OSError, ValueError: As `audio.read`; once all others are done, if files are too short for a
+            frame.
     """
+    short = []
     for batch in batches(seconds, limit):
         waveforms = [
             torch.from_numpy(audio.read(paths[i], extractor.sample_rate)).to(extractor.device)
@@ -101,11 +103,14 @@ def encode(
         with torch.inference_mode():
             features, counts = extractor.run(pad_sequence(waveforms, batch_first=True), lengths)
         for i, row, count in zip(batch, features.float().cpu(), counts.tolist(), strict=True):
-            if not count:
-                raise ValueError(
-                    f"{paths[i]} lasts {seconds[i]:.3g} s, which is too short for a frame"
-                )
-            yield i, row[:count].numpy()
+            if count:
+                yield i, row[:count].numpy()
+            else:
+                short.append(f"{paths[i]} ({seconds[i]:.3g} s)")
+    if short:
+        raise ValueError(
+            f"too short for a frame, and left out: {', '.join(short)}; all other files are encoded"
+        )
 
 
 def batches(sizes: Sequence[float], limit: float) -> list[list[int]]:

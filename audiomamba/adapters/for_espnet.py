@@ -19,19 +19,25 @@ if TYPE_CHECKING:
 
         def __init__(self, message: str, actual_size: int, limit: int) -> None: ...
 else:
+    # Each by itself: where the error stands depends on ESPnet's version.
     try:
-        from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
         from espnet2.asr.encoder.abs_encoder import AbsEncoder as Base
     except ImportError:
         Base = nn.Module
+    try:
+        from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+    except ImportError:
+        try:  # to 202511
+            from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+        except ImportError:
 
-        class TooShortUttError(Exception):
-            """An utterance that subsampling leaves nothing of."""
+            class TooShortUttError(Exception):
+                """An utterance that subsampling leaves nothing of."""
 
-            def __init__(self, message: str, actual_size: int, limit: int) -> None:
-                super().__init__(message)
-                self.actual_size = actual_size
-                self.limit = limit
+                def __init__(self, message: str, actual_size: int, limit: int) -> None:
+                    super().__init__(message)
+                    self.actual_size = actual_size
+                    self.limit = limit
 
 
 class ESPnetEncoder(Base):

@@ -34,6 +34,7 @@ class NeMoEncoder(nn.Module):
         self._feat_in = feat_in
         self._feat_out = self.d_model = self.encoder.config.d_model
         self.subsampling_factor = self.encoder.config.subsampling
+        self._trainable: dict[str, bool] = {}  # what it was before `freeze`
 
     def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a padded batch.
@@ -50,3 +51,26 @@ class NeMoEncoder(nn.Module):
         """
         y, counts = self.encoder(audio_signal.transpose(1, 2), length)
         return y.transpose(1, 2), counts
+
+    def freeze(self) -> None:
+        """Train no parameter, in evaluation mode, as NeMo's models ask before they transcribe."""
+        for name, parameter in self.named_parameters():
+            self._trainable[name] = parameter.requires_grad
+            parameter.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self, partial: bool = False) -> None:
+        """Train again, in training mode, as NeMo's own modules do.
+
+        Args:
+            partial: Only what was trained before `freeze`; else every parameter.
+
+        Raises:
+            ValueError: If partial, and it is not frozen.
+        """
+        if partial and not self._trainable:
+            raise ValueError("partial is True, but the encoder is not frozen; call freeze() before")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not partial or self._trainable.get(name, True))
+        self._trainable.clear()
+        self.train()

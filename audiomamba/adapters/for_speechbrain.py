@@ -118,7 +118,7 @@ class SpeechBrainLayers(nn.Module):
             )
         lengths = None
         if src_key_padding_mask is not None:
-            lengths = kept_lengths(~src_key_padding_mask, "src_key_padding_mask")
+            lengths = kept_lengths(~src_key_padding_mask, src, "src_key_padding_mask")
         chunk = None if causal or dynchunktrain_config is None else dynchunktrain_config.chunk_size
         return self.encoder(src, lengths, chunk=chunk)[0], None
 

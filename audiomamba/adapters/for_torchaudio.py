@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from audiomamba.encoder import EncoderState, MambaEncoder
 from audiomamba.features import log_mel
-from audiomamba.state import leaves, map_state
+from audiomamba.state import from_leaves, leaves
 from audiomamba_kernels.ragged import check_lengths, zero_padding
 
 FrontEnd = Callable[[Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
@@ -143,5 +143,10 @@ def _listed(state: EncoderState) -> list[list[Tensor]]:
 
 
 def _nested(states: list[list[Tensor]], like: EncoderState) -> EncoderState:
-    given = iter(leaf[0] for layer in states for leaf in layer)
-    return map_state(lambda _: next(given), like)
+    given = [leaf[0] for layer in states for leaf in layer]
+    if len(given) > 1:  # what waits is of any length
+        like = like._replace(features=given[0], frames=given[1])
+    try:
+        return from_leaves(like, given)
+    except ValueError as error:
+        raise ValueError(f"states are not those of the last call: {error}") from error

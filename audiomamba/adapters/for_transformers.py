@@ -104,6 +104,7 @@ class AudiomambaEncoderModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode a padded batch.
 
@@ -114,19 +115,27 @@ class AudiomambaEncoderModel(PreTrainedModel):
             output_hidden_states: Whether to return `MambaEncoder.hidden_states`; None asks the
                 config.
             return_dict: Whether to return a `BaseModelOutput` or a tuple; None asks the config.
+            output_attentions: Not True: there is no attention.
 
         Returns:
             last_hidden_state (batch, time', d_model), zero from the end of a row on, and
             hidden_states if asked for.
 
         Raises:
-            ValueError: If a shape or type is wrong, or padding stands before a frame.
+            ValueError: If a shape or type is wrong, padding stands before a frame, or attentions
+                are asked for.
         """
+        if output_attentions:
+            raise ValueError(
+                "output_attentions is True, but the encoder has no attention; leave it out"
+            )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        lengths = None if attention_mask is None else kept_lengths(attention_mask, MASK)
+        lengths = None
+        if attention_mask is not None:
+            lengths = kept_lengths(attention_mask, input_features, MASK)
         states = None
         if output_hidden_states:
             hidden, _ = self.encoder.hidden_states(input_features, lengths)
@@ -143,7 +152,8 @@ class AudiomambaEncoderModel(PreTrainedModel):
     def _get_feature_vector_attention_mask(
         self, feature_vector_length: int, attention_mask: Tensor
     ) -> Tensor:
-        counts = self._get_feat_extract_output_lengths(kept_lengths(attention_mask, MASK))
+        lengths = kept_lengths(attention_mask, attention_mask, MASK)
+        counts = self._get_feat_extract_output_lengths(lengths)
         return valid(counts, feature_vector_length)
 
     def _init_weights(self, module: nn.Module) -> None:

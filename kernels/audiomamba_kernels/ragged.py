@@ -35,6 +35,7 @@ def check_lengths(lengths: Tensor, x: Tensor) -> Tensor:
         ValueError: If they are not integers of shape (batch,) on the device of x, or one is
             negative or greater than time. On a GPU values are not looked at: that would wait for
             it.
+        TypeError: If they are no tensor.
     """
     batch, steps = x.shape[:2]
     _check_integers("lengths", lengths)
@@ -65,6 +66,7 @@ def unpack(x: Tensor, cu_seqlens: Tensor, longest: int | None = None) -> tuple[T
 
     Raises:
         ValueError: If x has more than one row, or cu_seqlens is none of that.
+        TypeError: If cu_seqlens is no tensor.
     """
     if x.shape[0] != 1:
         raise ValueError(f"with cu_seqlens the batch must be 1; it is {x.shape[0]}")
@@ -149,5 +151,9 @@ def _longest(cu_seqlens: Tensor, total: int) -> int:
 
 
 def _check_integers(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} is of type {type(x).__name__}; it must be a tensor of integers: torch.tensor"
+        )
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise ValueError(f"{name} is {x.dtype}; it must be integers")

@@ -94,16 +94,19 @@ ADAPTERS: list[Adapter] = [
 ]
 
 
-@pytest.mark.parametrize("direction", ["causal", "inner"])
+@pytest.mark.parametrize("evil", [torch.nan, 1e30])
+@pytest.mark.parametrize("direction", ["causal", "inner", "outer"])
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.__name__)
-def test_the_same_weights_give_the_same_frames(adapter: Adapter, direction: str) -> None:
+def test_the_same_weights_give_the_same_frames(
+    adapter: Adapter, direction: str, evil: float
+) -> None:
     if adapter is transformers:
         pytest.importorskip("transformers")
     subsampling = 1 if adapter is speechbrain_layers else 4
     config = EncoderConfig(**SIZE, direction=direction, subsampling=subsampling)
     encoder = MambaEncoder(config, backend="torch").eval()  # which compiles nothing
     x = torch.randn(4, 40, 8)
-    bad = torch.where(valid(LENGTHS, 40)[..., None], x, torch.nan)
+    bad = torch.where(valid(LENGTHS, 40)[..., None], x, evil)
     y, counts = adapter(encoder, bad, LENGTHS)
     wanted = LENGTHS // subsampling
     assert counts is None or counts.tolist() == wanted.tolist()
@@ -113,6 +116,20 @@ def test_the_same_weights_give_the_same_frames(adapter: Adapter, direction: str)
         assert not y[row, count:].any()
     y.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (1, 40), (2, 20), (2, 120), (2,), (2, 40, 8)], ids=str)
+def test_a_mask_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    x, mask = torch.randn(2, 40, 8), torch.ones(shape, dtype=torch.bool)
+    layers = SpeechBrainLayers(8, n_layers=1)
+    with pytest.raises(ValueError, match=r"padding_mask has shape .*; it must be \(2, 40\), the"):
+        layers(x, src_key_padding_mask=~mask)
+    pytest.importorskip("transformers")
+    from audiomamba.adapters.for_transformers import AudiomambaEncoderModel
+
+    model = AudiomambaEncoderModel.from_encoder(MambaEncoder(EncoderConfig(**SIZE)))
+    with pytest.raises(ValueError, match=r"attention_mask has shape .*; it must be \(2, 40\), the"):
+        model(x, attention_mask=mask)
 
 
 def test_an_encoder_is_made_loaded_or_shared(tmp_path: Path) -> None:

@@ -36,13 +36,18 @@ def test_what_is_too_short_is_told() -> None:
     assert encoder(torch.randn(2, 4, 8), torch.tensor([4, 3]))[1].tolist() == [1, 0]
 
 
-def test_it_is_an_encoder_of_espnet_where_that_is_installed(tmp_path: Path) -> None:
-    """With stand-ins by ESPnet's names, as it does not install beside everything."""
+@pytest.mark.parametrize("package", ["espnet2.legacy", "espnet"])
+def test_it_is_an_encoder_of_espnet_where_that_is_installed(package: str, tmp_path: Path) -> None:
+    """With stand-ins by the names of its main branch or of its releases to 202511.
+
+    ESPnet itself does not install beside everything.
+    """
+    module = f"{package}.nets.pytorch_backend.transformer.subsampling"
     files = {
         "espnet2/asr/encoder/abs_encoder.py": (
             "import torch\nclass AbsEncoder(torch.nn.Module): ..."
         ),
-        "espnet/nets/pytorch_backend/transformer/subsampling.py": (
+        f"{module.replace('.', '/')}.py": (
             "class TooShortUttError(Exception):\n"
             "    def __init__(self, message, actual_size, limit):\n"
             "        super().__init__(message)"
@@ -57,7 +62,7 @@ sys.path[:0] = [{str(tmp_path)!r}, "kernels"]
 import torch
 from audiomamba.adapters.for_espnet import ESPnetEncoder
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
-from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from {module} import TooShortUttError
 encoder = ESPnetEncoder(8, d_model=8, n_layers=1)
 assert isinstance(encoder, AbsEncoder)
 try:

@@ -80,6 +80,19 @@ def test_a_state_is_a_list_of_lists_with_the_batch_in_dimension_one() -> None:
     assert not y[:, 5:].any()
 
 
+@pytest.mark.parametrize("options", [{"direction": "causal"}, {"chunk": 3, "lookahead": 1}])
+def test_a_state_that_is_none_of_the_encoders_is_refused(options: dict[str, Any]) -> None:
+    transcriber = Transcriber(small(**options))
+    x, lengths = torch.randn(2, 11, 8), torch.tensor([11, 11])
+    _, _, states = transcriber.infer(x, lengths)
+    wider = [[*layer[:-1], layer[-1].repeat_interleave(2, -1)] for layer in states]
+    for wrong in ([], states[:1], states[:-1], [*states, states[-1]], wider):
+        with pytest.raises(ValueError, match="states are not those of the last call: a state of"):
+            transcriber.infer(x, lengths, wrong)
+    with pytest.raises(ValueError, match="the state is of 2 streams and the features of 1"):
+        transcriber.infer(x[:1], lengths[:1], states)
+
+
 def test_streams_in_chunks_are_equally_long() -> None:
     transcriber = Transcriber(small(chunk=3))
     with pytest.raises(ValueError, match=r"lengths are \[4, 3\] of 4 frames; streams in chunks"):

@@ -102,6 +102,13 @@ def test_outputs_are_those_of_hugging_face(model: Any) -> None:
     assert model._get_feat_extract_output_lengths(torch.tensor([20, 3])).tolist() == [5, 0]
 
 
+def test_there_are_no_attentions(model: Any) -> None:
+    x = torch.randn(1, 8, 80)
+    assert model(x, output_attentions=False).attentions is None
+    with pytest.raises(ValueError, match="output_attentions is True, but the encoder has no"):
+        model(x, output_attentions=True)
+
+
 def test_padding_stands_at_the_end(model: Any) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1]])
     with pytest.raises(ValueError, match="attention_mask has padding before a frame in row 1"):

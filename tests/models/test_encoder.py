@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,12 @@ def test_wrong_inputs_are_refused(features: Tensor, lengths: Any, message: str) 
         small()(features, lengths)
 
 
+def test_lengths_are_a_tensor() -> None:
+    for lengths in ([4, 1], (4, 1), np.array([4, 1])):
+        with pytest.raises(TypeError, match=r"lengths is of type .*; it must be a tensor of integ"):
+            small()(torch.zeros(2, 4, 5), lengths)
+
+
 @pytest.mark.parametrize("case", covering({**KINDS, "how": ("module", "autocast")}), ids=str)
 def test_bfloat16_in_a_padded_batch(case: dict[str, Any]) -> None:
     how, complex = case["how"], case["complex"]
@@ -260,18 +267,28 @@ def test_it_compiles_to_one_graph(direction: str, mixer: str) -> None:
 
 @pytest.mark.parametrize(("direction", "mixer"), EITHER)
 def test_it_exports_with_any_batch_and_time(direction: str, mixer: str) -> None:
+    """Any from 65 frames after subsampling on, to which what is shorter is padded."""
     encoder = small(direction=direction, mixer=mixer, complex=mixer == "s6", n_layers=1)
-    batch, time = torch.export.Dim("batch"), torch.export.Dim("time", min=8)
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time", min=130)
     program = torch.export.export(
         encoder,
         (torch.randn(2, 300, 5), torch.tensor([300, 7])),
         dynamic_shapes=({0: batch, 1: time}, {0: batch}),
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    for steps in (171, 402):
+    exported = program.module()
+    for steps in (130, 171, 402):
         x, lengths = torch.randn(3, steps, 5), torch.tensor([steps, 0, 70])
-        y, counts = program.module()(evil(x, lengths), lengths)
+        y, counts = exported(evil(x, lengths), lengths)
         torch.testing.assert_close(y, encoder(x, lengths)[0])
+        assert torch.equal(counts, lengths // 2)
+    for steps in (1, 8, 129):
+        x, lengths = torch.randn(3, steps, 5), torch.tensor([steps, 0, steps // 2])
+        with pytest.raises(AssertionError, match=r"Guard failed: .* >= 130"):
+            exported(x, lengths)
+        y, counts = exported(evil(F.pad(x, (0, 0, 0, 130 - steps)), lengths), lengths)
+        torch.testing.assert_close(y[:, : steps // 2], encoder(x, lengths)[0])
+        assert not y[:, steps // 2 :].any()
         assert torch.equal(counts, lengths // 2)
 
 

@@ -225,6 +225,7 @@ def test_the_causal_step_exports(mixer: str) -> None:
     torch.testing.assert_close(torch.cat(ys, dim=1), encoder(x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's
 @pytest.mark.parametrize("mixer", ["s6", "lti"])
 def test_the_causal_step_runs_in_onnx(mixer: str, tmp_path: Path) -> None:
