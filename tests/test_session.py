@@ -46,7 +46,8 @@ def tone(samples: int) -> np.ndarray:
 
 
 def test_blocks_are_what_generate_makes(model: AudioModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiomamba.engine.threads.BLOCK", 16)
+    for size in ("BLOCK", "LEAST"):
+        monkeypatch.setattr(f"audiomamba.engine.threads.{size}", 16)
     torch.set_num_threads(2)
     whole = model.generate(samples=70, num=3, **OPTIONS)
     blocks = list(model.stream(samples=70, num=3, **OPTIONS))

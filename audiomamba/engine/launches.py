@@ -12,7 +12,9 @@ from torch import Tensor
 from audiomamba.engine.place import Blocks, Draw, Place, Tokens, joined, parted
 from audiomamba.engine.streams import StreamEngine
 
-BLOCK = 1024
+BLOCK = 1024  # samples of a launch
+LEAST = 64  # of one of many streams
+AT_ONCE = 128  # streams that a GPU takes on at once, about: more take their turns
 
 
 class LaunchedStreams:
@@ -40,8 +42,9 @@ class LaunchedStreams:
         """Draw samples."""
         device, streams = self._streams.logits.device, len(self._streams.logits)
         waiting: list[tuple[Tensor, torch.cuda.Event | None, list[int]]] = []
-        for at in range(0, samples, BLOCK):
-            shape = (streams, min(BLOCK, samples - at))
+        size = max(LEAST, BLOCK * AT_ONCE // max(AT_ONCE, streams))
+        for at in range(0, samples, size):
+            shape = (streams, min(size, samples - at))
             positions = self._streams.positions
             tokens = torch.full(shape, -1, dtype=torch.int32, device=device)
             self._launch(tokens)
