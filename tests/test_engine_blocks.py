@@ -1,18 +1,26 @@
-"""Blocks of many streams: how long they are, and that work on them stops."""
+"""Blocks: how long those of many streams are, that work on them stops, and where it is done."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from audiomamba.engine import launches, threads
+from audiomamba.config import ModelConfig, Tier
+from audiomamba.engine import launches, steps, streams, threads
+from audiomamba.engine.choice import EngineName, open_engine
 from audiomamba.engine.launches import LaunchedStreams
 from audiomamba.engine.place import Draw, Place
+from audiomamba.engine.prompt import read_prompt
 from audiomamba.engine.threads import ThreadedStreams
+from audiomamba.models.waveform import WaveformModel
+from tests.cuda_on_cpu import emulate
 
 PLACE = Place(state=[], position=0, previous=0)
 
@@ -37,7 +45,7 @@ class Launched:
     """An engine whose streams are drawn as soon as they are launched."""
 
     def __init__(self) -> None:
-        self.positions = [0]
+        self.cuda_stream: Any = None
 
     def start(self, state: Any, *, streams: int, **options: Any) -> Launched:
         self.logits = torch.zeros(streams, 1)
@@ -47,32 +55,92 @@ class Launched:
     def run(self, tokens: torch.Tensor, *options: Any) -> None:
         tokens.fill_(1)
 
+    def state(self) -> list[torch.Tensor]:
+        return []
+
+    def previous(self) -> list[int]:
+        return [1] * len(self.positions)
+
 
 def test_streams_stop_between_two_of_them() -> None:
     engine = Threaded(fast=300)
-    streams = ThreadedStreams(engine, [PLACE] * 300, Draw())  # type: ignore[arg-type]
-    blocks = streams.blocks(10 * threads.LEAST)
+    running = ThreadedStreams(engine, [PLACE] * 300, Draw())  # type: ignore[arg-type]
+    blocks = running.blocks(10 * threads.LEAST)
     next(blocks)
     blocks.close()
     assert engine.made < 500  # not to the end of the second block
 
 
 @pytest.mark.parametrize(
-    ("streams", "size"), [(1, threads.BLOCK), (4, threads.BLOCK // 4), (50, threads.LEAST)]
+    ("count", "size"), [(1, threads.BLOCK), (4, threads.BLOCK // 4), (50, threads.LEAST)]
 )
-def test_a_core_that_has_many_streams_makes_shorter_blocks(streams: int, size: int) -> None:
-    running = ThreadedStreams(Threaded(), [PLACE] * streams, Draw())  # type: ignore[arg-type]
+def test_a_core_that_has_many_streams_makes_shorter_blocks(count: int, size: int) -> None:
+    running = ThreadedStreams(Threaded(), [PLACE] * count, Draw())  # type: ignore[arg-type]
     blocks = list(running.blocks(threads.BLOCK + 1))
-    assert blocks[0].shape == (streams, size)
+    assert blocks[0].shape == (count, size)
     assert sum(block.shape[1] for block in blocks) == threads.BLOCK + 1
 
 
 @pytest.mark.parametrize(
-    ("streams", "size"),
+    ("count", "size"),
     [(1, launches.BLOCK), (128, launches.BLOCK), (512, launches.BLOCK // 4), (4096, 64)],
 )
-def test_launches_of_many_streams_are_shorter(streams: int, size: int) -> None:
-    running = LaunchedStreams(Launched(), [PLACE] * streams, Draw())  # type: ignore[arg-type]
+def test_launches_of_many_streams_are_shorter(count: int, size: int) -> None:
+    running = LaunchedStreams(Launched(), [PLACE] * count, Draw())  # type: ignore[arg-type]
     blocks = list(running.blocks(launches.BLOCK + 1))
-    assert blocks[0].shape == (streams, size)
+    assert blocks[0].shape == (count, size)
     assert sum(block.shape[1] for block in blocks) == launches.BLOCK + 1
+
+
+class Cuda:
+    """Streams of no GPU, of which one is current."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current: Any = "first"
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        for module in (streams, steps):
+            monkeypatch.setattr(module, "current_stream", lambda device: self.current)
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream or self.current
+        yield
+        self.current = before
+
+
+class Watched(TorchDispatchMode):
+    """Sees to it that all is done on the first stream."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        super().__init__()
+        self.cuda, self.seen = cuda, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        assert self.cuda.current == "first", function
+        self.seen += 1
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("engine", ["cuda", "torch"])
+def test_a_stream_of_sound_stays_on_the_cuda_stream_on_which_its_engine_was_made(
+    engine: EngineName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "cuda":
+        emulate(monkeypatch)
+    monkeypatch.setattr(launches, "_landed", lambda tokens, *others: tokens)  # the host's part
+    cuda = Cuda(monkeypatch)
+    tier = Tier(mixer="lti", n_layers=1, d_state=2)
+    network = WaveformModel(ModelConfig(d_model=4, tiers=(tier,), pools=())).eval()
+    opened = open_engine(network, engine)
+    begin = read_prompt(network, opened, [])
+    running = opened.start([begin], Draw())
+    cuda.current = "another"
+    with Watched(cuda) as watched:
+        running.read(np.array([1]))
+        for _ in running.blocks(40):
+            assert cuda.current == "another"
+        running.nats()
+        running.places()
+    assert watched.seen

@@ -12,7 +12,7 @@ from torch import Tensor
 from audiomamba.engine.layout import Layout, pack_state, unpack_state
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed
-from audiomamba_kernels.backend import on_device
+from audiomamba_kernels.backend import current_stream, on_device
 
 DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = 4096  # more do not fit into a program
@@ -22,13 +22,14 @@ class StreamEngine(ABC):
     """A model ready for a kernel, for any number of streams.
 
     They all run on one CUDA stream of PyTorch, the one in which this was made: another does not
-    know when memory that is freed has been read.
+    know when memory that is freed has been read. Who uses `Streams` itself enters `cuda_stream`.
 
     Attributes:
         config: Of the model.
         layout: Of the model.
         levels: Of the tokenizer.
         device: Where streams run: that of the model.
+        cuda_stream: The one in which they run, for `torch.cuda.stream`; None on a CPU.
 
     Raises:
         ValueError: If the model has an attention mixer or more than LEVELS levels, or dtype, that
@@ -39,6 +40,7 @@ class StreamEngine(ABC):
         self.config = network.config
         self.levels = network.config.tokenizer.levels
         self.device = network.embedding.weight.device
+        self.cuda_stream = current_stream(self.device)
         if self.levels > LEVELS:
             raise ValueError(
                 f"the model has {self.levels} levels; an engine on a GPU at most {LEVELS}"
