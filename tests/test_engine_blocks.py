@@ -15,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from audiomamba.config import ModelConfig, Tier
 from audiomamba.engine import launches, steps, streams, threads
 from audiomamba.engine.choice import EngineName, open_engine
+from audiomamba.engine.cuda_engine import to_kernel
 from audiomamba.engine.launches import LaunchedStreams
 from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.prompt import read_prompt
+from audiomamba.engine.streams import StreamEngine
 from audiomamba.engine.threads import ThreadedStreams
 from audiomamba.models.waveform import WaveformModel
 from tests.cuda_on_cpu import emulate
@@ -106,6 +108,63 @@ class Cuda:
         before, self.current = self.current, stream or self.current
         yield
         self.current = before
+
+
+class Taken(TorchDispatchMode):
+    """Bytes of new tensors on the meta device, which stands for a GPU, the ones of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        if function is torch.ops.aten.copy_.default and arguments[1].is_meta:
+            return arguments[0].fill_(1) if not arguments[0].is_meta else arguments[0]
+        made = function(*arguments, **(options or {}))
+        old = function.is_view or function._schema.is_mutable
+        if isinstance(made, torch.Tensor) and made.is_meta and not old:
+            self.bytes.append(made.nbytes)
+        return made
+
+
+class OnMeta(StreamEngine):
+    """An engine on the meta device, of which a kernel wants states in another order."""
+
+    def __init__(self) -> None:
+        tier = Tier(mixer="lti", n_layers=1, d_state=2)
+        config = ModelConfig(d_model=4, tiers=(tier,), pools=())
+        super().__init__(WaveformModel(config), torch.float32)
+        self.device = torch.device("meta")
+
+    def launch(self, *tensors: torch.Tensor) -> None: ...
+
+    def state(self, streams: int) -> list[torch.Tensor]:
+        return [torch.zeros(streams, *leaf.shape) for leaf in self.layout.leaves]
+
+    def from_layout(self, flat: torch.Tensor) -> torch.Tensor:
+        return to_kernel(torch.arange(flat.shape[1], device="meta"), flat)
+
+
+def test_what_launches_need_is_taken_before_the_first() -> None:
+    engine = OnMeta()
+    place = Place(state=engine.state(1), position=0, previous=0)
+    with Taken() as taken:
+        running = LaunchedStreams(engine, [place] * 300, Draw())
+        begun = len(taken.bytes)
+        assert sum(block.shape[1] for block in running.blocks(1100)) == 1100
+    assert taken.bytes[begun:] == []
+
+
+@pytest.mark.parametrize(("leading", "most"), [(1, 1.1), (300, 2.1)])
+def test_states_are_laid_out_without_more_memory_than_they_need(leading: int, most: float) -> None:
+    engine = OnMeta()
+    with Taken() as taken:
+        begun = engine.start(engine.state(leading), streams=300)
+    assert begun._state.is_meta
+    others = begun.logits.nbytes + 300 * 100
+    assert sum(taken.bytes) < most * begun._state.nbytes + others
 
 
 class Watched(TorchDispatchMode):

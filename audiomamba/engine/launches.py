@@ -22,7 +22,10 @@ _Block = tuple[Tensor, torch.cuda.Event | None, list[int]]
 
 
 class LaunchedStreams:
-    """See `Running`; on the engine's CUDA stream, whichever is the caller's."""
+    """See `Running`; on the engine's CUDA stream, whichever is the caller's.
+
+    All that blocks need of a GPU's memory is taken at the start, where too many are turned away.
+    """
 
     def __init__(self, engine: StreamEngine, places: Sequence[Place], draw: Draw) -> None:
         self._draw = draw
@@ -37,6 +40,10 @@ class LaunchedStreams:
                 position=[place.position for place in places],
                 previous=[place.previous for place in places],
             )
+            self._size = max(LEAST, BLOCK * AT_ONCE // max(AT_ONCE, len(places)))
+            logits = self._streams.logits
+            self._tokens = logits.new_empty(len(places) * self._size, dtype=torch.int32)
+            self._launch(self._tokens[:0].view(len(places), 0))
 
     def read(self, tokens: Tokens) -> None:
         """Take all streams through given tokens."""
@@ -48,26 +55,24 @@ class LaunchedStreams:
     def blocks(self, samples: int) -> Blocks:
         """Draw samples."""
         waiting: list[_Block] = []
-        size = max(LEAST, BLOCK * AT_ONCE // max(AT_ONCE, len(self._streams.logits)))
-        for at in range(0, samples, size):
+        for at in range(0, samples, self._size):
             with self._own():
-                waiting.append(self._begin(min(size, samples - at)))
+                waiting.append(self._begin(min(self._size, samples - at)))
             if len(waiting) > 1:
                 yield _landed(*waiting.pop(0))
         yield _landed(*waiting.pop(0))
 
     def _begin(self, samples: int) -> _Block:
         """Launch a block, and its way to the host."""
-        logits, positions = self._streams.logits, self._streams.positions
-        shape = (len(logits), samples)
-        tokens = torch.full(shape, -1, dtype=torch.int32, device=logits.device)
+        streams, positions = len(self._streams.logits), self._streams.positions
+        tokens = self._tokens[: streams * samples].view(streams, samples).fill_(-1)
         self._launch(tokens)
-        if not logits.is_cuda:
-            return tokens, None, positions
-        host = torch.empty(shape, dtype=torch.int32, pin_memory=True)
+        host = torch.empty(tokens.shape, dtype=torch.int32, pin_memory=tokens.is_cuda)
         host.copy_(tokens, non_blocking=True)
+        if not tokens.is_cuda:
+            return host, None, positions
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record(torch.cuda.current_stream(logits.device))
+        copied.record(torch.cuda.current_stream(tokens.device))
         return host, copied, positions
 
     def _launch(self, tokens: Tensor) -> None:

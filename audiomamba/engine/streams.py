@@ -107,10 +107,13 @@ class StreamEngine(ABC):
         for before in befores:
             if not 0 <= before < tokenizer.levels:
                 raise ValueError(f"previous is {before}; levels are 0 to {tokenizer.levels - 1}")
-        flat = torch.zeros(streams, self.layout.state_size, device=self.device)
-        if state is not None:
-            pack_state(self.layout, state, flat)
-        return Streams(self, self.from_layout(flat), positions, befores)
+        given = None if state is None else list(state)
+        alike = given is None or all(len(x) == 1 for x in given)
+        flat = torch.zeros(1 if alike else streams, self.layout.state_size, device=self.device)
+        if given is not None:
+            pack_state(self.layout, given, flat)
+        packed = self.from_layout(flat)
+        return Streams(self, packed.repeat(streams, 1) if alike else packed, positions, befores)
 
 
 class Streams:
@@ -170,9 +173,9 @@ class Streams:
                 f"tokens are {tokens.dtype} on {tokens.device}; they must be torch.int32 on "
                 f"{self._state.device}"
             )
+        self._tell(sampling or Sampling(), seed, first)
         if tokens.shape[1] == 0:
             return
-        self._tell(sampling or Sampling(), seed, first)
         with on_device(tokens):
             self._engine.launch(
                 tokens, self._stream, self.nats, self.logits, self._state, self._options
