@@ -85,6 +85,7 @@ def to_kernel(order: Tensor, flat: Tensor) -> Tensor:
 
 def to_layout(order: Tensor, state: Tensor, size: int) -> Tensor:
     """Undo `to_kernel`; size is the count of numbers of a flat state."""
-    flat = state.new_zeros(len(state), size)
-    flat[:, order[order >= 0]] = state[:, order >= 0]
-    return flat
+    back = order.new_full((size,), -1)
+    used = (order >= 0).nonzero()[:, 0]
+    back[order[used]] = used
+    return to_kernel(back, state)
