@@ -337,8 +337,8 @@ class AudioModel:
 
         Returns:
             A generator of blocks, float32 (num, some), which together are what `generate` makes;
-            some tens of milliseconds of computing each, or with a guard half of what it judges,
-            and that by `Guard.back` later than it is made. Closing it stops the work.
+            some tens of milliseconds of computing each, of hundreds of streams more; with a guard
+            half of what it judges, by `Guard.back` later than made. Closing it stops the work.
 
         Raises:
             ValueError: If an argument is out of range.

@@ -152,7 +152,11 @@ def generate_streams(
 
 
 def start_fitting(
-    opened: Opened, places: Sequence[Place], draw: Draw, reduce: bool
+    opened: Opened,
+    places: Sequence[Place],
+    draw: Draw,
+    reduce: bool,
+    advice: str = "ask for a batch size of {}, or auto",
 ) -> tuple[Running, int]:
     """Begin streams, as many as fit into memory; return them and their count.
 
@@ -161,6 +165,7 @@ def start_fitting(
         places: Where they begin.
         draw: How they are drawn.
         reduce: Whether fewer will do: the first of them.
+        advice: Where they will not, what to do, of the count of those that fit.
 
     Raises:
         MemoryError: If fewer fit and will not do, or not one fits.
@@ -181,8 +186,8 @@ def start_fitting(
         )
     if not reduce:
         raise MemoryError(
-            f"{len(places)} streams together do not fit into the device's memory, {fits} do; ask "
-            f"for a batch size of {fits}, or auto"
+            f"{len(places)} streams together do not fit into the device's memory, {fits} do; "
+            + advice.format(fits)
         )
     _log.warning("%d streams together do not fit into memory; going on by %d", len(places), fits)
     return opened.start(places[:fits], draw), fits

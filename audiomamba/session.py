@@ -62,7 +62,8 @@ class Session:
         self._network = network
         self._begin = begin
         opened = guarded(opened, begin.guard, network.config.sample_rate)
-        self._running, _ = start_fitting(opened, begin.places, begin.draw, reduce=False)
+        advice = "start no more than {} at once, or use another device"
+        self._running, _ = start_fitting(opened, begin.places, begin.draw, False, advice)
         self._between = True
         self.made = begin.made
 

@@ -130,10 +130,16 @@ def test_where_it_cannot_run_triton_does_and_it_is_told(
     network = network_on_a_gpu(ModelConfig(), monkeypatch)
     assert choice.check_engine(network, None) == "cuda"
     monkeypatch.setattr(choice, "why_not_cuda", lambda device: "NVRTC is lost")
-    choice._tell_of_cuda.cache_clear()
-    with caplog.at_level(logging.INFO):
+    choice._warn_of_triton.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", None)  # as on a GPU that is none of NVIDIA's
+    assert choice.check_engine(network, None) == "triton"
+    assert not caplog.messages
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with caplog.at_level(logging.WARNING):
         assert [choice.check_engine(network, None) for _ in range(2)] == ["triton"] * 2
-    assert caplog.messages == ["the cuda engine cannot run: NVRTC is lost"]
+    assert caplog.messages == [
+        "the cuda engine cannot run: NVRTC is lost; Triton generates, at half the speed"
+    ]
 
 
 def test_what_fails_to_open_is_told_once_and_the_next_is_taken(

@@ -79,12 +79,13 @@ class CudaEngine(StreamEngine):
 
 def to_kernel(order: Tensor, flat: Tensor) -> Tensor:
     """Return flat states (streams, numbers) in the order of `CudaPlan`, with zeros for none."""
-    padded = torch.cat([flat, flat.new_zeros(len(flat), 1)], dim=1)
-    return padded[:, order]
+    # A state may be most of a GPU's memory: there is no copy of it on the way.
+    return flat.index_select(1, order.clamp(min=0)).masked_fill_(order < 0, 0)
 
 
 def to_layout(order: Tensor, state: Tensor, size: int) -> Tensor:
     """Undo `to_kernel`; size is the count of numbers of a flat state."""
-    flat = state.new_zeros(len(state), size)
-    flat[:, order[order >= 0]] = state[:, order >= 0]
-    return flat
+    back = order.new_full((size,), -1)
+    used = (order >= 0).nonzero()[:, 0]
+    back[order[used]] = used
+    return to_kernel(back, state)

@@ -61,11 +61,10 @@ class Planner:
         """Items (items, threads, 4) of a matrix as chunks (chunks, threads, 16 bytes)."""
         if not self.narrow:
             return bytes_of(items)
-        even = np.zeros((chunks_of(len(items), 2) * 2, *items.shape[1:]), np.float32)
-        even[: len(items)] = items
+        even = np.zeros((chunks_of(len(items), 2) * 2, *items.shape[1:]), np.int16)
+        even[: len(items)] = torch.from_numpy(items).bfloat16().view(torch.int16).numpy()
         paired = even.reshape(-1, 2, self.threads, 4).transpose(0, 2, 1, 3)
-        words = torch.from_numpy(np.ascontiguousarray(paired)).bfloat16().view(torch.int16)
-        return bytes_of(words.numpy().reshape(-1, self.threads, 8))
+        return bytes_of(paired.reshape(-1, self.threads, 8))
 
     def product(self, matrix: Floats) -> tuple[Product, Bytes]:
         """Choose how a matrix is dealt; return that and its chunks."""

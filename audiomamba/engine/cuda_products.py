@@ -57,16 +57,16 @@ class Product:
 
         Args:
             matrix: (inputs, columns).
-            outputs: Column of each (row, thread); others than columns are zeros.
+            outputs: Column of each (row, thread), the same for threads that share it; others than
+                columns are zeros.
         """
-        step = np.arange(self.steps)[:, None, None]
-        lane = np.arange(self.threads)[None, :, None] % self.lanes
-        k = (step * self.lanes + lane) * 4 + np.arange(4)  # (steps, threads, 4)
         inputs, columns = matrix.shape
-        whole = np.zeros((inputs + 1, columns + 1), np.float32)
-        whole[:-1, :-1] = matrix
-        o = np.where((outputs >= 0) & (outputs < columns), outputs, columns)
-        items = whole[np.minimum(k, inputs)[:, None], o[None, :, :, None]]
+        size = 4 * self.lanes  # inputs of a step
+        padded = np.zeros((self.steps * size, columns + 1), np.float32)
+        padded[:inputs, :-1] = matrix
+        steps = np.ascontiguousarray(padded.reshape(self.steps, size, -1).transpose(0, 2, 1))
+        own = outputs[:, :: self.lanes].reshape(-1)
+        items = steps.take(np.where((own >= 0) & (own < columns), own, columns), axis=1)
         dealt: Floats = items.reshape(-1, self.threads, 4)
         return dealt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from audiomamba.engine.place import Blocks, Draw, Place, Tokens, joined, parted
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import sample, uniforms
 from audiomamba.state import from_leaves, leaves
+from audiomamba_kernels.backend import current_stream
 
 BLOCK = 32
 
@@ -23,10 +25,15 @@ ROWS = 8
 
 
 class SteppedStreams:
-    """See `Running`; streams that are equally far step together, on a GPU ROWS of them."""
+    """See `Running`; streams that are equally far step together, on a GPU ROWS of them.
+
+    They stay on the CUDA stream on which they began.
+    """
 
     def __init__(self, network: WaveformModel, places: Sequence[Place], draw: Draw) -> None:
-        rows = 1 if network.embedding.weight.device.type == "cpu" else ROWS
+        device = network.embedding.weight.device
+        self._own = partial(torch.cuda.stream, current_stream(device))
+        rows = 1 if device.type == "cpu" else ROWS
         far: dict[int, list[int]] = {}
         for i, place in enumerate(places):
             far.setdefault(place.position, []).append(i)
@@ -40,32 +47,36 @@ class SteppedStreams:
     @torch.inference_mode()
     def read(self, tokens: Tokens) -> None:
         """Take all streams through given tokens."""
-        for pack in self._packs:
-            pack.run(len(tokens), torch.from_numpy(tokens.astype(np.int64)))
+        with self._own():
+            for pack in self._packs:
+                pack.run(len(tokens), torch.from_numpy(tokens.astype(np.int64)))
 
     @torch.inference_mode()
     def blocks(self, samples: int) -> Blocks:
         """Draw samples."""
         for at in range(0, samples, BLOCK):
             block = np.empty((self._count, min(BLOCK, samples - at)), np.int64)
-            for pack in self._packs:
-                block[pack.members] = pack.run(block.shape[1])
+            with self._own():
+                for pack in self._packs:
+                    block[pack.members] = pack.run(block.shape[1])
             yield block
 
     def nats(self) -> NDArray[np.float64]:
         """Return minus the log-likelihoods."""
         nats = np.empty(self._count)
-        for pack in self._packs:
-            nats[pack.members] = pack.nats.cpu().numpy()[: len(pack.members)]
+        with self._own():
+            for pack in self._packs:
+                nats[pack.members] = pack.nats.cpu().numpy()[: len(pack.members)]
         return nats
 
     def places(self) -> list[Place]:
         """Return where each stream stands."""
         found: dict[int, Place] = {}
-        for pack in self._packs:
-            positions = [pack.position] * len(pack.previous)
-            stand = parted(leaves(pack.state), positions, pack.previous.tolist())
-            found.update(zip(pack.members, stand, strict=False))  # rows beyond the members
+        with self._own():
+            for pack in self._packs:
+                positions = [pack.position] * len(pack.previous)
+                stand = parted(leaves(pack.state), positions, pack.previous.tolist())
+                found.update(zip(pack.members, stand, strict=False))  # rows beyond the members
         return [found[i] for i in range(self._count)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from audiomamba.engine.layout import Layout, pack_state, unpack_state
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.sampling import Sampling, check_seed
-from audiomamba_kernels.backend import on_device
+from audiomamba_kernels.backend import current_stream, on_device
 
 DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = 4096  # more do not fit into a program
@@ -22,13 +22,14 @@ class StreamEngine(ABC):
     """A model ready for a kernel, for any number of streams.
 
     They all run on one CUDA stream of PyTorch, the one in which this was made: another does not
-    know when memory that is freed has been read.
+    know when memory that is freed has been read. Who uses `Streams` itself enters `cuda_stream`.
 
     Attributes:
         config: Of the model.
         layout: Of the model.
         levels: Of the tokenizer.
         device: Where streams run: that of the model.
+        cuda_stream: The one in which they run, for `torch.cuda.stream`; None on a CPU.
 
     Raises:
         ValueError: If the model has an attention mixer or more than LEVELS levels, or dtype, that
@@ -39,6 +40,7 @@ class StreamEngine(ABC):
         self.config = network.config
         self.levels = network.config.tokenizer.levels
         self.device = network.embedding.weight.device
+        self.cuda_stream = current_stream(self.device)
         if self.levels > LEVELS:
             raise ValueError(
                 f"the model has {self.levels} levels; an engine on a GPU at most {LEVELS}"
@@ -105,10 +107,13 @@ class StreamEngine(ABC):
         for before in befores:
             if not 0 <= before < tokenizer.levels:
                 raise ValueError(f"previous is {before}; levels are 0 to {tokenizer.levels - 1}")
-        flat = torch.zeros(streams, self.layout.state_size, device=self.device)
-        if state is not None:
-            pack_state(self.layout, state, flat)
-        return Streams(self, self.from_layout(flat), positions, befores)
+        given = None if state is None else list(state)
+        alike = given is None or all(len(x) == 1 for x in given)
+        flat = torch.zeros(1 if alike else streams, self.layout.state_size, device=self.device)
+        if given is not None:
+            pack_state(self.layout, given, flat)
+        packed = self.from_layout(flat)
+        return Streams(self, packed.repeat(streams, 1) if alike else packed, positions, befores)
 
 
 class Streams:
@@ -168,9 +173,9 @@ class Streams:
                 f"tokens are {tokens.dtype} on {tokens.device}; they must be torch.int32 on "
                 f"{self._state.device}"
             )
+        self._tell(sampling or Sampling(), seed, first)
         if tokens.shape[1] == 0:
             return
-        self._tell(sampling or Sampling(), seed, first)
         with on_device(tokens):
             self._engine.launch(
                 tokens, self._stream, self.nats, self.logits, self._state, self._options

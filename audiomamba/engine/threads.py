@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from audiomamba.engine.engine import Engine, Stream
 from audiomamba.engine.place import Blocks, Draw, Place, Tokens
 
 BLOCK = 2048  # samples that the compiled loop makes before it looks up, some 50 ms
+LEAST = 256  # of a block of many streams: fewer cost time, as a stream's state is fetched anew
 AHEAD = 4  # blocks under way, so that no core waits for another or for who takes the blocks
 
 
@@ -36,14 +38,16 @@ class ThreadedStreams:
         """Draw samples."""
         count = len(self._streams)
         threads = min(count, torch.get_num_threads())
+        size = max(LEAST, BLOCK * threads // count)
         # A thread has streams of its own, so that it need not wait for another.
         workers = [ThreadPoolExecutor(1, thread_name_prefix="generate") for _ in range(threads)]
         under_way: deque[tuple[Tokens, list[Future[None]]]] = deque()
+        stop = Event()
         try:
-            for at in range(0, samples, BLOCK):
-                block = np.full((count, min(BLOCK, samples - at)), -1, np.int64)
+            for at in range(0, samples, size):
+                block = np.full((count, min(size, samples - at)), -1, np.int64)
                 work = [
-                    worker.submit(self._go_on, block, range(i, count, threads))
+                    worker.submit(self._go_on, block, range(i, count, threads), stop)
                     for i, worker in enumerate(workers)
                 ]
                 under_way.append((block, work))
@@ -52,13 +56,16 @@ class ThreadedStreams:
             while under_way:
                 yield _finished(*under_way.popleft())
         finally:
+            stop.set()
             for wait in (False, True):  # all are told to stop before one is waited for
                 for worker in workers:
                     worker.shutdown(wait, cancel_futures=True)
 
-    def _go_on(self, block: NDArray[np.int64], members: range) -> None:
+    def _go_on(self, block: NDArray[np.int64], members: range, stop: Event) -> None:
         draw = self._draw
         for i in members:
+            if stop.is_set():
+                return
             self._streams[i].run(block[i], draw.sampling, *draw.key(i))
 
     def nats(self) -> NDArray[np.float64]:

@@ -67,6 +67,11 @@ def on_device(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+def current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Return a device's current stream, for `torch.cuda.stream`; None on a CPU."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
 def available_backends() -> tuple[Backend, ...]:
     """Return the names of the backends that can run on this machine."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
