@@ -293,15 +293,17 @@ def piano() -> WaveformModel:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("name", ["piano", "digits"])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(0.95, 100, 0.98)])
-def test_the_shipped_model_speaks_as_in_pytorch(
-    piano: WaveformModel, sampling: Sampling, name_of_engine: str
+def test_a_shipped_model_speaks_as_in_pytorch(
+    name: str, sampling: Sampling, name_of_engine: str
 ) -> None:
-    assert choose_engine(piano) == "cuda"
+    network = checkpoint.load(checkpoint.find(name)).eval().cuda()
+    assert choose_engine(network) == "cuda"
     prompt = np.random.default_rng(0).integers(96, 160, 700)
     job = Job(samples=300, seed=5, sampling=sampling, prompt=prompt)
-    made = tokens_of(generate_streams(piano, job, num=2, engine=name_of_engine))
-    expected = tokens_of(generate_streams(piano, job, num=2, engine="torch"))
+    made = tokens_of(generate_streams(network, job, num=2, engine=name_of_engine))
+    expected = tokens_of(generate_streams(network, job, num=2, engine="torch"))
     for index in range(2):
         # A number that falls on the edge between two levels, to rounding, may be drawn otherwise.
         assert np.array_equal(made[index][:200], expected[index][:200])
