@@ -136,7 +136,7 @@ def engine_rows(name: str, network: WaveformModel, flags: argparse.Namespace) ->
         on = network.cpu() if engine == "numba" else network.to(flags.device)
         if why_not_engine(engine, on):
             continue
-        few, samples = (2, 4) if flags.smoke else (64, SAMPLES[engine])
+        few, samples = (1, 2) if flags.smoke else (64, SAMPLES[engine])
         times = []
         for length in (few, few, samples):  # the first compiles
             began = time.perf_counter()
