@@ -9,6 +9,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,22 +21,15 @@ import pytest
 import soundfile
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
-from audiomamba.cli import main
 from audiomamba.data import TokenStore, corpora
 from audiomamba.data.corpora import DIGITS, fetch_beethoven, fetch_sc09, fetch_youtubemix
 from audiomamba.files import sha256
+from tests.commands import call
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, out, err
-
-    return run
+    return partial(call, capsys)
 
 
 Run = Callable[..., tuple[int, str, str]]
