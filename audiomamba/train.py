@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import math
@@ -142,7 +143,7 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()  # the next run of this process is another
     best = module.best if math.isfinite(module.best) else None
-    return Outcome(
+    outcome = Outcome(
         step=trainer.global_step,
         bits_per_sample=module.bits,
         best_bits_per_sample=best,
@@ -152,6 +153,11 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         samples=module.samples,
         device=str(trainer.strategy.root_device),
     )
+    # They refer to each other, and to graphs that hold tens of GB, which the next run needs.
+    del module, trainer
+    gc.collect()
+    torch.cuda.empty_cache()
+    return outcome
 
 
 def _loggers(out: Path, wandb: str, name: str) -> list[Logger]:

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import importlib.util
 import json
 import math
@@ -55,6 +56,15 @@ def test_a_run_learns_logs_and_leaves_a_model_that_scores_what_it_said(data, tmp
         "samples_per_second",
     } == set(lines[0].split(","))
     assert len(lines) == 1 + 4 + 2  # steps 20, 30, 50, 60 and the validations at 30 and 60
+
+
+def test_nothing_of_a_run_is_held_when_it_has_ended(data, tmp_path):
+    gc.disable()  # that it was collected is not by chance
+    try:
+        train(MODEL, config(data, tmp_path, steps=2))
+        assert not [x for x in gc.get_objects() if type(x) in (Training, WaveformModel)]
+    finally:
+        gc.enable()
 
 
 def test_the_loss_counts_bits_as_evaluation_does(data, tmp_path):
