@@ -351,7 +351,7 @@ def test_likelihood_is_that_of_the_model(piano: WaveformModel, build: Build) -> 
 @pytest.mark.parametrize(
     ("name", "samples"),
     [
-        ("lti", 64),
+        ("lti", 16),
         pytest.param("piano", 16000, marks=pytest.mark.gpu),
         pytest.param("digits", 16000, marks=pytest.mark.gpu),
     ],
@@ -371,7 +371,7 @@ def test_a_model_in_bfloat16_finds_a_clip_as_likely(
     assert nats[0] == pytest.approx(clip.nats)
     # A weight has 8 bits: it is off by 0.2 % at most, this way or that.
     assert 0 < abs(nats[1] - nats[0]) / (np.log(2) * samples) < 0.002
-    job = Job(samples=8)
+    job = Job(samples=2)
     exact, near = (
         next(generate_streams(network, job, engine=name_of_engine, weights=weights)).nats
         for weights in ("float32", "bfloat16")
