@@ -27,7 +27,7 @@ TORN, AT_RANDOM = (3, 2, 4), 3  # kills: at so many checkpoints' ends, and so of
 FLAGS = {
     "preset": "tiny",
     "accelerator": "cpu",
-    "steps": 40,
+    "steps": 24,
     "batch": 1,
     "length": 128,
     "checkpoint-every": 1,
