@@ -42,8 +42,8 @@ class EncoderConfig:
         conv_kernel: Width of the convolution module of a layer, in frames after subsampling; 0 is
             none. Odd unless causal.
         dropout: Of what each module adds to the residual stream, and inside feed-forward modules.
-        stochastic_depth: Probability that a module of the last layer is skipped for an utterance;
-            it rises linearly over layers.
+        stochastic_depth: Probability that a module of the last layer is skipped for an utterance,
+            or for each chunk of one; it rises linearly over layers.
         chunk: Frames (after subsampling) that are put out together by a bidirectional encoder that
             streams; 0 is the whole utterance. "causal" needs none.
         lookahead: Frames (after subsampling) after a chunk that are seen before it is put out.

@@ -22,6 +22,8 @@ from audiomamba.sampling import Sampling, check_seed, check_whole
 
 _log = logging.getLogger(__name__)
 
+HELD = 1 << 32  # samples that the host holds, a byte or two each, until a batch is finished
+
 Batch = int | Literal["auto"] | None
 Streams = Generator["Made", None, None]
 Progress = Callable[[int], None]
@@ -96,8 +98,8 @@ def generate_streams(
         first: Number of the first.
         engine: As `open_engine`.
         weights: As `open_engine`.
-        batch: Streams made together; None is what suits the engine, "auto" that or as many as fit
-            into memory.
+        batch: Streams made together; None is what suits the engine, fewer if they are very long,
+            "auto" that or as many as fit into memory.
         progress: Called in this thread with the count of samples newly made.
 
     Returns:
@@ -123,7 +125,8 @@ def generate_streams(
         opened = open_engine(network, engine, weights=weights)
         places = start_all(network, opened, prompts)
         opened = guarded(opened, job.guard, network.config.sample_rate)
-        at, size = 0, opened.together if batch is None or batch == "auto" else batch
+        suits = max(1, min(opened.together, HELD // job.samples))
+        at, size = 0, suits if batch is None or batch == "auto" else batch
         while at < num:
             draw = Draw(sampling=job.sampling, seed=job.seed, first=first + at)
             running, size = start_fitting(opened, places[at : at + size], draw, batch == "auto")

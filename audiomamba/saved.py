@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,7 +72,8 @@ def write(path: str | Path, network: WaveformModel, saved: Saved) -> None:
         "weights": saved.weights,
         "guard": None if saved.guard is None else asdict(saved.guard),
     }
-    metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+    plain = methodcaller("item")  # of NumPy's numbers
+    metadata = {"format": FORMAT, "facts": json.dumps(facts, default=plain)}
     with naming(Path(path)), replacing(path) as temporary:
         temporary.write_bytes(serialize(tensors, metadata))
 

@@ -3,12 +3,14 @@
     python benchmarks/runaway.py -m piano -n 32 --seconds 60 --settings 1 1+guard 0.95 0.95+guard
     python benchmarks/runaway.py -m digits -n 128 --seconds 1 --settings 1 1+guard 1/0.99
     python benchmarks/runaway.py -m piano -n 1024 --seconds 60 --device cuda --batch auto
+    python benchmarks/runaway.py -m piano --seconds 30 --settings --data TOKENS --tag _recordings
     python benchmarks/runaway.py --smoke                     # tiny, random weights
 
 A setting is TEMPERATURE, /TOP_P where there is a cut, +guard where a guard watches. Every setting
 has the same streams of random numbers. What counts as noise is measured on the waveform, by level
 and flatness (`audiomamba.drift`), where a guard looks at likelihoods alone. With --data, tokens of
-recordings, the clips of their test split are counted too, to see what the measure says of them.
+recordings, all of these are counted too, in pieces as long as a run, to see what the measure says
+of them.
 Intervals are Wilson's, of 95 %.
 """
 
@@ -19,13 +21,14 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import audiomamba
 from audiomamba.arguments import count_samples
@@ -80,7 +83,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--settings",
-        nargs="+",
+        nargs="*",
         type=Setting.parse,
         default=[Setting.parse(text) for text in ("1", "1+guard", "0.95", "0.95+guard")],
     )
@@ -118,19 +121,28 @@ def main() -> None:
     }
     if flags.data:
         store = TokenStore(flags.data)
-        clips = (store.tokenizer.decode(store.clip(file)) for file in store.files("test"))
-        record["rows"].append(
-            {"setting": "recordings", **count(clips, model.sample_rate, limits, classifier)}
-        )
+        row = count(pieces(store, flags.seconds), model.sample_rate, limits, classifier)
+        record["rows"].append({"setting": "recordings", **row})
         report(record["rows"][-1])
     out = flags.out or (Path(tempfile.mkdtemp()) if flags.smoke else HERE / "results")
     out.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "_", Path(model.name).name.lower() + flags.tag)
-    model.generate(samples=1)  # compiles
+    save(record, path := out / f"runaway_{slug}.json")
+    if flags.settings:
+        model.generate(samples=1)  # compiles
     for setting in flags.settings:
         record["rows"].append(run(model, setting, guard, limits, classifier, flags))
         report(record["rows"][-1])
-        save(record, out / f"runaway_{slug}.json")  # each row costs minutes
+        save(record, path)  # each row costs minutes
+
+
+def pieces(store: TokenStore, seconds: float) -> Iterator[NDArray[np.float32]]:
+    """Yield all files in pieces; what is left at the end of a file counts if it is all there is."""
+    size = count_samples(seconds, store.sample_rate)
+    for file in store.files():
+        waveform = store.tokenizer.decode(store.clip(file))
+        for start in range(0, max(1, len(waveform) - size + 1), size):
+            yield waveform[start : start + size]
 
 
 def save(record: dict[str, Any], path: Path) -> None:
@@ -141,7 +153,9 @@ def save(record: dict[str, Any], path: Path) -> None:
 def chosen_guard(model: AudioModel, flags: argparse.Namespace) -> Guard:
     """Return the model's guard, with what was asked for otherwise."""
     names = {"bits": "bits", "window": "seconds", "back": "back", "tries": "tries"}
-    asked = {to: getattr(flags, name) for name, to in names.items() if getattr(flags, name)}
+    asked = {
+        to: getattr(flags, name) for name, to in names.items() if getattr(flags, name) is not None
+    }
     return Guard(**{**asdict(model.default_guard()), **asked})
 
 

@@ -7,12 +7,13 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 from audiomamba.drift import Limits
+from audiomamba.guard import Guard
 
 PATH = Path(__file__).parent.parent / "benchmarks/runaway.py"
 
@@ -43,6 +44,24 @@ def test_intervals_are_those_of_wilson(benchmark: ModuleType) -> None:
         found = benchmark.share(count, of)
         assert (found["count"], found["share"]) == (count, round(count / of, 4))
         assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_guard_may_only_tell(benchmark: ModuleType) -> None:
+    model = SimpleNamespace(default_guard=lambda: Guard(bits=5.0))
+    asked = argparse.Namespace(bits=None, window=None, back=2.0, tries=0)
+    assert benchmark.chosen_guard(model, asked) == Guard(bits=5.0, back=2.0, tries=0)
+
+
+def test_recordings_are_counted_in_pieces_as_long_as_a_run(benchmark: ModuleType) -> None:
+    clips = {"long": np.arange(25), "short": np.arange(7), "even": np.arange(20)}
+    store = SimpleNamespace(
+        sample_rate=10,
+        files=lambda: list(clips),
+        clip=clips.__getitem__,
+        tokenizer=SimpleNamespace(decode=lambda tokens: tokens.astype(np.float32)),
+    )
+    found = [(int(x[0]), len(x)) for x in benchmark.pieces(store, 1.0)]
+    assert found == [(0, 10), (10, 10), (0, 7), (0, 10), (10, 10)]
 
 
 def test_noise_and_silence_are_counted(benchmark: ModuleType) -> None:

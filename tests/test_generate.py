@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from audiomamba import generate
 from audiomamba.config import ModelConfig, Tier
 from audiomamba.engine import choice
 from audiomamba.engine.choice import check_engine, choose_engine, open_engine
@@ -75,6 +76,25 @@ def test_a_stream_depends_on_seed_and_index_alone(
     assert not np.array_equal(together[0], together[1])
     other = make(network, Job(samples=40, seed=10), engine=engine)
     assert not np.array_equal(other[0], together[0])
+
+
+def test_a_batch_is_smaller_where_the_host_would_hold_too_much(
+    network: WaveformModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    job = Job(samples=20)
+    expected = make(network, job, num=5)
+    monkeypatch.setattr(generate, "HELD", 47)
+    began: list[int] = []
+    start = generate.start_fitting
+    monkeypatch.setattr(
+        generate, "start_fitting", lambda *given: (began.append(len(given[1])), start(*given))[1]
+    )
+    found = make(network, job, num=5)
+    assert began == [2, 2, 1]
+    assert all(np.array_equal(found[i], expected[i]) for i in range(5))
+    make(network, job, num=5, batch=5)  # as asked for
+    assert began[3:] == [5]
 
 
 @pytest.mark.parametrize("engine", ["numba", "torch"])

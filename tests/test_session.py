@@ -20,6 +20,7 @@ from audiomamba.config import ModelConfig, Tier
 from audiomamba.engine.place import Draw, Place
 from audiomamba.engine.steps import SteppedStreams
 from audiomamba.generate import Job, generate_streams
+from audiomamba.guard import Guard
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.session import Take
 from tests.cuda_on_cpu import emulate
@@ -109,6 +110,30 @@ def test_a_session_that_was_left_goes_on_as_if_it_had_not(
     if prompt is None:
         bits = [model.nll(row) for row in whole]
         np.testing.assert_allclose(session.bits_per_sample, bits, rtol=1e-5)
+
+
+def test_what_numpy_counted_is_saved(model: AudioModel, tmp_path: Path) -> None:
+    guard = Guard(bits=np.float32(20), seconds=np.float32(0.5), tries=np.int64(1))  # type: ignore[arg-type]
+    session = model.start(
+        seed=np.int64(3),  # type: ignore[arg-type]
+        first=np.int64(2),  # type: ignore[arg-type]
+        temperature=np.float32(0.9),  # type: ignore[arg-type]
+        top_k=np.int64(30),  # type: ignore[arg-type]
+        top_p=np.float32(0.9),  # type: ignore[arg-type]
+        guard=guard,
+    )
+    begun = session.run(np.int64(9))  # type: ignore[arg-type]
+    session.save(tmp_path / "later.safetensors")
+    rest = model.resume(tmp_path / "later.safetensors").run(8)
+    (whole,) = model.generate_each(
+        samples=17,
+        seed=3,
+        first=2,
+        temperature=np.float32(0.9).item(),
+        top_k=30,
+        top_p=np.float32(0.9).item(),
+    )
+    assert np.array_equal(np.concatenate([begun, rest], axis=1)[0], whole.waveform)
 
 
 def test_a_session_that_was_interrupted_does_not_go_on(model: AudioModel, tmp_path: Path) -> None:
@@ -365,7 +390,7 @@ def test_weights_in_bfloat16_are_kept_through_a_file(
         else:
             emulate(patch)
             for module in ("engine.choice", "audiomodel"):
-                patch.setattr(f"audiomamba.{module}.choose_engine", lambda network: "cuda")
+                patch.setattr(f"audiomamba.{module}.choose_engine", lambda *_: "cuda")
         exact, near = AudioModel(network), AudioModel(network, weights="bfloat16")
         prompt = tone(5)
         whole = near.generate(samples=40, seed=1, prompt=prompt)[:, 5:]

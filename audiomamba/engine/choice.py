@@ -35,22 +35,24 @@ STEPPED_TOGETHER = ROWS  # of streams in PyTorch, which gains nothing from more
 SLOW_SECONDS = 1.0  # for what has been compiled before
 
 # Engines that failed to open, which are not chosen again; they can be asked for.
-_failed: list[tuple[EngineName, torch.device, ModelConfig]] = []
+_failed: list[tuple[EngineName, torch.device, ModelConfig, Weights]] = []
 
 
-def choose_engine(network: WaveformModel) -> EngineName:
-    """Return the fastest engine that can run this model where it is."""
+def choose_engine(network: WaveformModel, weights: Weights = "float32") -> EngineName:
+    """Return the fastest engine that can run this model where it is, by weights that it has."""
     names: tuple[EngineName, ...] = get_args(EngineName)
     on_gpu = network.embedding.weight.device.type != "cpu"
     return next(
         name
         for name in names[on_gpu:]
-        if why_not_engine(name, network) is None and _key(name, network) not in _failed
+        if why_not_engine(name, network) is None and _key(name, network, weights) not in _failed
     )
 
 
-def _key(name: EngineName, network: WaveformModel) -> tuple[EngineName, torch.device, ModelConfig]:
-    return name, network.embedding.weight.device, network.config
+def _key(
+    name: EngineName, network: WaveformModel, weights: Weights
+) -> tuple[EngineName, torch.device, ModelConfig, Weights]:
+    return name, network.embedding.weight.device, network.config, weights
 
 
 def why_not_engine(engine: EngineName, network: WaveformModel) -> str | None:
@@ -78,7 +80,7 @@ def check_engine(
     Triton on an NVIDIA GPU, where CUDA is twice as fast.
     """
     if name is None:
-        name = choose_engine(network)
+        name = choose_engine(network, weights)
         if name == "torch":
             on_cpu = network.embedding.weight.device.type == "cpu"
             fast: EngineName = "numba" if on_cpu else "triton"
@@ -151,8 +153,8 @@ def open_engine(
         except Exception as error:  # a compiler, a driver and Triton can fail in any way
             if chosen not in ("cuda", "triton"):
                 raise
-            _failed.append(_key(chosen, network))
-            reason, other = " ".join(str(error).split()), choose_engine(network)
+            _failed.append(_key(chosen, network, weights))
+            reason, other = " ".join(str(error).split()), choose_engine(network, weights)
             _log.warning("the %s engine cannot run: %s; %s generates", chosen, reason, other)
 
 

@@ -47,8 +47,9 @@ class EncoderLayer(nn.Module):
         x = norm(x + feed_forward(x) / 2)
 
     Each is there if the config has it; the last norm belongs to the feed-forwards. In training each
-    addend goes through dropout, and is skipped for an utterance with the probability `skip`
-    (stochastic depth, Huang et al. 2016, arXiv 1603.09382), by PyTorch's global generator.
+    addend goes through dropout, and is skipped for an utterance, or for what is given of one at a
+    time, with the probability `skip` (stochastic depth, Huang et al. 2016, arXiv 1603.09382), by
+    PyTorch's global generator.
 
     Args:
         config: What it is made of.

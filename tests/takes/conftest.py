@@ -35,5 +35,5 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> str:
         return "cuda"
     emulate(monkeypatch)
     for module in ("engine.choice", "audiomodel"):
-        monkeypatch.setattr(f"audiomamba.{module}.choose_engine", lambda network: "cuda")
+        monkeypatch.setattr(f"audiomamba.{module}.choose_engine", lambda *_: "cuda")
     return "cpu"
