@@ -49,7 +49,7 @@ ENGINES = ("cuda", "triton")
 WARPS = {"cuda": (4, 8, 16), "triton": (4,)}
 STREAMS = (1, 8, 64, 132, 512, 4096)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SAMPLES = {"cuda": 160000, "triton": 80000, "torch": 64, "numba": 16000}  # of an engine's row
+SAMPLES = {"cuda": 160000, "triton": 80000, "torch": 512, "numba": 16000}  # of an engine's row
 LAUNCHES = 3
 Row = dict[str, Any]
 
