@@ -1,6 +1,7 @@
 """torchaudio's forms: a transcriber of `RNNT` beside Emformer, an encoder of waveforms as Wav2Vec2.
 
-`MambaEncoder` itself is called as torchaudio's Conformer. Nothing here needs torchaudio.
+`Transcriber` is called as torchaudio's Conformer too. Lengths come back in the type in which they
+are given, as torchaudio's do: its `rnnt_loss` takes int32 only. Nothing here needs torchaudio.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Transcriber(nn.Module):
         self.encoder = encoder
 
     def forward(self, input: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode a padded batch, as `MambaEncoder.forward`."""
-        y: tuple[Tensor, Tensor] = self.encoder(input, lengths)
-        return y
+        """Encode a padded batch, as `MambaEncoder.forward`; its lengths are of the type given."""
+        y, counts = self.encoder(input, lengths)
+        return y, counts.to(lengths.dtype)
 
     def infer(
         self, input: Tensor, lengths: Tensor, states: list[list[Tensor]] | None = None
@@ -56,33 +57,33 @@ class Transcriber(nn.Module):
 
         Returns:
             The frames that are ready, (batch, 0 or more, d_model), zero from the end of a row on;
-            how many each row has, int64 (batch,); and the state: what waits, then what each layer
-            carries, tensors with the batch in dimension 1.
+            how many each row has, (batch,), of the type of lengths; and the state: what waits, then
+            what each layer carries, tensors with the batch in dimension 1.
 
         Raises:
             ValueError: If a shape, type or length is wrong, or the encoder does not stream.
         """
-        lengths = check_lengths(lengths, input)
+        counts = check_lengths(lengths, input)
         encoder = self.encoder
         state = encoder.initial_state(input.shape[0])
         if states is not None:
             state = _nested(states, state)
         waiting = state.features.shape[1]
         if encoder.config.direction == "causal":
-            y, state = encoder.stream(zero_padding(input, lengths), state)
-            lengths = encoder.output_lengths(waiting + lengths)
+            y, state = encoder.stream(zero_padding(input, counts), state)
+            counts = encoder.output_lengths(waiting + counts)
         else:
-            if lengths.device.type == "cpu" and (lengths != input.shape[1]).any():
+            if counts.device.type == "cpu" and (counts != input.shape[1]).any():
                 raise ValueError(
                     f"lengths are {lengths.tolist()} of {input.shape[1]} frames; streams in chunks "
                     "must be equally long, or be a batch each"
                 )
             y, state = encoder.stream(input, state)
-            lengths = lengths.new_full(lengths.shape, y.shape[1])
-        return zero_padding(y, lengths), lengths, _listed(state)
+            counts = counts.new_full(counts.shape, y.shape[1])
+        return zero_padding(y, counts), counts.to(lengths.dtype), _listed(state)
 
     def finish(self, states: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return what still waits at the end of streams in chunks, and its lengths."""
+        """Return what still waits at the end of streams in chunks, and its lengths, int64."""
         batch = states[0][0].shape[1]
         y = self.encoder.finish(_nested(states, self.encoder.initial_state(batch)))
         return y, torch.full((batch,), y.shape[1], device=y.device)
@@ -120,13 +121,13 @@ class WaveformEncoder(nn.Module):
 
         Returns:
             (batch, frames, d_model), zero from the end of a row on, and the frames of each row,
-            int64 (batch,), or None without lengths.
+            (batch,), of the type of lengths, or None without lengths.
 
         Raises:
             ValueError: As the front end and the encoder.
         """
         y, counts = self.encoder(*self.front_end(waveforms, lengths))
-        return y, None if lengths is None else counts
+        return y, None if lengths is None else counts.to(lengths.dtype)
 
     def extract_features(
         self, waveforms: Tensor, lengths: Tensor | None = None, num_layers: int | None = None
@@ -134,7 +135,7 @@ class WaveformEncoder(nn.Module):
         """Return what each layer, or the first `num_layers`, put out; lengths as `forward`."""
         features, counts = self.front_end(waveforms, lengths)
         layers, counts = self.encoder.extract_features(features, counts, num_layers)
-        return layers, None if lengths is None else counts
+        return layers, None if lengths is None else counts.to(lengths.dtype)
 
 
 def _listed(state: EncoderState) -> list[list[Tensor]]:

@@ -18,6 +18,8 @@ from audiomamba.models.waveform import WaveformModel
 
 SMALL = EncoderConfig(d_input=8, d_model=8, n_layers=2, d_state=4, conv_kernel=5, subsampling=2)
 
+STREAMING: list[dict[str, Any]] = [{"direction": "causal"}, {"chunk": 3, "lookahead": 1}]
+
 
 def small(**options: Any) -> MambaEncoder:
     return MambaEncoder(dataclasses.replace(SMALL, **options), backend="torch").eval()
@@ -34,7 +36,7 @@ def beam_search(encoder: MambaEncoder) -> Any:
     return models.RNNTBeamSearch(rnnt, blank=4, step_max_tokens=3)
 
 
-@pytest.mark.parametrize("options", [{"direction": "causal"}, {"chunk": 3, "lookahead": 1}])
+@pytest.mark.parametrize("options", STREAMING)
 @torch.no_grad()
 def test_beam_search_in_segments_equals_the_whole(options: dict[str, Any]) -> None:
     search = beam_search(small(**options))
@@ -53,13 +55,56 @@ def test_beam_search_in_segments_equals_the_whole(options: dict[str, Any]) -> No
 
 
 def test_rnnt_trains() -> None:
-    rnnt = beam_search(small()).model
+    functional = pytest.importorskip("torchaudio.functional")
+    rnnt = beam_search(small()).model.train()
     targets = torch.randint(0, 4, (2, 3), dtype=torch.int32)
+    target_lengths = torch.tensor([3, 2], dtype=torch.int32)
     joined, lengths, _, _ = rnnt(
-        torch.randn(2, 16, 8), torch.tensor([16, 9]), targets, torch.tensor([3, 2])
+        torch.randn(2, 16, 8),
+        torch.tensor([16, 9], dtype=torch.int32),
+        torch.cat([torch.full_like(targets[:, :1], 4), targets], dim=1),  # blank before the first
+        target_lengths + 1,
     )
-    assert joined.shape == (2, 8, 3, 5)
+    assert joined.shape == (2, 8, 4, 5)
     assert lengths.tolist() == [8, 4]
+    loss = functional.rnnt_loss(joined, targets, lengths, target_lengths, blank=4)
+    loss.backward()
+    assert loss.isfinite()
+    assert rnnt.transcriber.encoder.norm.weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@torch.no_grad()
+def test_lengths_keep_their_type_as_torchaudios_do(dtype: torch.dtype) -> None:
+    models = pytest.importorskip("torchaudio.models")
+    x, lengths = torch.randn(2, 12, 8), torch.tensor([12, 12], dtype=dtype)
+    emformer = models.Emformer(8, 2, 8, 1, segment_length=4, right_context_length=0).eval()
+    for transcriber in (emformer, *(Transcriber(small(**o)) for o in STREAMING)):
+        assert transcriber(x, lengths)[1].dtype == dtype
+        assert transcriber.infer(x[:, :4], lengths.clamp(max=4))[1].dtype == dtype
+    assert models.Conformer(8, 2, 8, 1, 3).eval()(x, lengths)[1].dtype == dtype
+    waves, samples = 0.1 * torch.randn(2, 3000), torch.tensor([3000, 1700], dtype=dtype)
+    for model in (tiny_wav2vec2(), WaveformEncoder(small(d_input=80))):
+        assert model(waves, samples)[1].dtype == dtype
+        assert model.extract_features(waves, samples, 1)[1].dtype == dtype
+
+
+def tiny_wav2vec2() -> Any:
+    models = pytest.importorskip("torchaudio.models")
+    sizes = {"embed_dim": 8, "pos_conv_kernel": 3, "pos_conv_groups": 1, "num_layers": 1}
+    sizes |= {"num_heads": 1, "ff_interm_features": 8}
+    drops = dict.fromkeys(("projection", "attention", "ff_interm"), 0.0)
+    return models.wav2vec2_model(
+        "group_norm",
+        [(8, 10, 5)],
+        False,
+        **{f"encoder_{name}": size for name, size in sizes.items()},
+        **{f"encoder_{name}_dropout": drop for name, drop in drops.items()},
+        encoder_dropout=0.0,
+        encoder_layer_norm_first=False,
+        encoder_layer_drop=0.0,
+        aux_num_out=None,
+    ).eval()
 
 
 @torch.no_grad()
@@ -80,7 +125,7 @@ def test_a_state_is_a_list_of_lists_with_the_batch_in_dimension_one() -> None:
     assert not y[:, 5:].any()
 
 
-@pytest.mark.parametrize("options", [{"direction": "causal"}, {"chunk": 3, "lookahead": 1}])
+@pytest.mark.parametrize("options", STREAMING)
 def test_a_state_that_is_none_of_the_encoders_is_refused(options: dict[str, Any]) -> None:
     transcriber = Transcriber(small(**options))
     x, lengths = torch.randn(2, 11, 8), torch.tensor([11, 11])
