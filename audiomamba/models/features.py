@@ -59,6 +59,7 @@ class WaveformFeatures(nn.Module):
 
         Raises:
             ValueError: If a shape, a length or a sample is none.
+            TypeError: If lengths are no tensor.
         """
         tokens = encode_rows(self.network.config.tokenizer, waveform, lengths)
         hidden, counts = self.network.extract_features(tokens, lengths)
@@ -79,6 +80,7 @@ def encode_rows(tokenizer: Tokenizer, waveform: Tensor, lengths: Tensor | None) 
 
     Raises:
         ValueError: If a shape, a length or a sample is none.
+        TypeError: If lengths are no tensor.
     """
     if waveform.dim() != 2 or waveform.shape[1] < 1:
         raise ValueError(
@@ -87,7 +89,9 @@ def encode_rows(tokenizer: Tokenizer, waveform: Tensor, lengths: Tensor | None) 
         )
     if lengths is None:
         return tokenizer.encode(waveform)
-    lengths = check_lengths(lengths.to(waveform.device), waveform)
+    if isinstance(lengths, Tensor):  # rows wait for them anyway: their values are looked at
+        lengths = lengths.cpu()
+    lengths = check_lengths(lengths, torch.empty(()).expand(waveform.shape))
     rows = [tokenizer.encode(row[:n]) for row, n in zip(waveform, lengths.tolist(), strict=True)]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.silence)
     return F.pad(padded, (0, waveform.shape[1] - padded.shape[1]), value=tokenizer.silence)

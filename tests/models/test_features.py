@@ -118,3 +118,15 @@ def test_wrong_waveforms_are_refused(waveform: Tensor, lengths: Any, message: st
         WaveformFeatures(small())(waveform, lengths)
     with pytest.raises(ValueError, match=message):
         AudioModel(small()).extract_features(waveform.numpy(), lengths)
+
+
+def test_lengths_that_are_no_tensor_are_refused() -> None:
+    with pytest.raises(TypeError, match="lengths is of type list; it must be a tensor of integers"):
+        WaveformFeatures(small())(torch.zeros(2, 4), [4, 1])  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_lengths_on_a_gpu_are_looked_at() -> None:
+    features = WaveformFeatures(small()).cuda()
+    with pytest.raises(ValueError, match="lengths holds 5; each must be 0 to 4"):
+        features(torch.zeros(2, 4).cuda(), torch.tensor([5, 1]).cuda())
