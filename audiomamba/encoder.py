@@ -114,14 +114,17 @@ class MambaEncoder(nn.Module):
             ValueError: If a shape, a type, a length or the chunk is wrong.
             TypeError: If lengths are no tensor.
         """
-        if lookahead is None:
-            lookahead = self.config.lookahead if chunk is None else 0
-        chunk = self.config.chunk if chunk is None else chunk
         hidden, lengths = self._encode(features, lengths, chunk, lookahead)
         return zero_padding(self.norm(hidden[0]), lengths), lengths
 
     def extract_features(
-        self, features: Tensor, lengths: Tensor | None = None, num_layers: int | None = None
+        self,
+        features: Tensor,
+        lengths: Tensor | None = None,
+        num_layers: int | None = None,
+        *,
+        chunk: int | None = None,
+        lookahead: int | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Return what each layer puts out; the norm after the last is not applied.
 
@@ -129,6 +132,8 @@ class MambaEncoder(nn.Module):
             features: As for `forward`.
             lengths: As for `forward`.
             num_layers: How many layers run; None is all.
+            chunk: As for `forward`.
+            lookahead: As for `forward`.
 
         Returns:
             `num_layers` tensors (batch, time', d_model), zero from the end of a row on; and the
@@ -137,12 +142,10 @@ class MambaEncoder(nn.Module):
         Raises:
             ValueError: As `forward`, or if there are not so many layers.
         """
-        config, most = self.config, self.config.n_layers
+        most = self.config.n_layers
         if num_layers is not None and not 1 <= num_layers <= most:
             raise ValueError(f"num_layers is {num_layers}; it must be 1 to {most}, or None for all")
-        hidden, lengths = self._encode(
-            features, lengths, config.chunk, config.lookahead, num_layers, every=True
-        )
+        hidden, lengths = self._encode(features, lengths, chunk, lookahead, num_layers, every=True)
         return [zero_padding(h, lengths) for h in hidden[1:]], lengths
 
     def hidden_states(
@@ -163,10 +166,7 @@ class MambaEncoder(nn.Module):
         Raises:
             ValueError: As `forward`.
         """
-        config = self.config
-        hidden, lengths = self._encode(
-            features, lengths, config.chunk, config.lookahead, every=True
-        )
+        hidden, lengths = self._encode(features, lengths, None, None, every=True)
         hidden[-1] = self.norm(hidden[-1])
         return [zero_padding(h, lengths) for h in hidden], lengths
 
@@ -262,8 +262,8 @@ class MambaEncoder(nn.Module):
         self,
         features: Tensor,
         lengths: Tensor | None,
-        chunk: int,
-        lookahead: int,
+        chunk: int | None,
+        lookahead: int | None,
         num_layers: int | None = None,
         *,
         every: bool = False,
@@ -274,6 +274,9 @@ class MambaEncoder(nn.Module):
         of the result is finite and of no use.
         """
         self._check(features)
+        if lookahead is None:
+            lookahead = self.config.lookahead if chunk is None else 0
+        chunk = self.config.chunk if chunk is None else chunk
         check_chunk(self.config, chunk, lookahead)
         batch, steps, _ = features.shape
         counts = None

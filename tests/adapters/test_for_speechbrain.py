@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiomamba.adapters.for_speechbrain import SpeechBrainEncoder, SpeechBrainLayers
+from audiomamba.adapters.for_speechbrain import (
+    SpeechBrainEncoder,
+    SpeechBrainLayers,
+    absolute_lengths,
+)
 from audiomamba_kernels.ragged import valid
 
 
@@ -89,6 +94,23 @@ def test_a_recipe_trains(speechbrain: Any) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("direction", ["inner", "causal"])
+@torch.no_grad()
+def test_an_encoder_is_called_as_a_streaming_recipe_calls_its_own(direction: str) -> None:
+    from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
+
+    chunks = {"chunk": 8, "lookahead": 1} if direction == "inner" else {}
+    sizes = {"d_input": 12, "d_model": 8, "n_layers": 1, "d_state": 4, "conv_kernel": 5}
+    enc = SpeechBrainEncoder(**sizes, direction=direction, subsampling=1, **chunks).eval()
+    src, lengths = torch.randn(2, 20, 3, 4), torch.tensor([20, 13])
+    x, wav_lens = src.flatten(2), lengths / 20
+    y = enc(src, wav_lens, pad_idx=0, dynchunktrain_config=None)
+    torch.testing.assert_close(y, enc.encoder(x, lengths)[0])
+    y = enc(src, wav_lens, pad_idx=0, dynchunktrain_config=DynChunkTrainConfig(4, 2))
+    shorter = {"chunk": 4, "lookahead": 1} if chunks else {}
+    torch.testing.assert_close(y, enc.encoder(x, lengths, **shorter)[0])
+
+
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # its decoder's
 @pytest.mark.parametrize("direction", ["inner", "causal"])
 def test_layers_run_inside_a_transformer(direction: str) -> None:
@@ -119,6 +141,55 @@ def test_layers_run_inside_a_transformer(direction: str) -> None:
     torch.testing.assert_close(y[1, :13], alone[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # its decoder's
+@torch.no_grad()
+def test_layers_give_their_hidden_states_where_a_transformer_asks_for_them() -> None:
+    from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+
+    sizes: dict[str, Any] = {"d_model": 8, "nhead": 2, "num_decoder_layers": 1, "d_ffn": 8}
+    asr = TransformerASR(
+        5, 12, num_encoder_layers=2, causal=False, output_hidden_states=True, **sizes
+    ).eval()
+    x, wav_lens = torch.randn(2, 20, 12), torch.tensor([1.0, 0.65])
+    _, theirs = asr.encode(x, wav_lens)
+    entered = []
+    asr.encoder = SpeechBrainLayers(
+        8, n_layers=2, d_state=4, conv_kernel=5, output_hidden_states=True
+    ).eval()
+    asr.encoder.register_forward_pre_hook(
+        lambda _, args, options: entered.append(options["src"]), with_kwargs=True
+    )
+    y, states, decoded = asr(x, torch.randint(1, 5, (2, 4)), wav_lens)
+    assert decoded.shape == (2, 4, 8)
+    assert [s.shape for s in states] == [s.shape for s in theirs]
+    torch.testing.assert_close(states[0][0], entered[0][0])
+    layers, _ = asr.encoder.encoder.extract_features(entered[0], torch.tensor([20, 13]))
+    torch.testing.assert_close(states[1:], layers)
+    torch.testing.assert_close(asr.encoder.encoder.norm(states[-1]), y)
+    assert not any(s[1, 13:].any() for s in states)
+    encoded, states = asr.encode(x, wav_lens)
+    torch.testing.assert_close(encoded, y)
+    assert len(states) == 3
+
+
+@torch.no_grad()
+def test_a_transformer_that_is_to_stream_is_told_how() -> None:
+    from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+    from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
+
+    asr = TransformerASR(
+        5, 12, 8, 2, 1, 0, causal=True, attention_type="RelPosMHAXL", positional_encoding=None
+    ).eval()
+    asr.encoder = layers = SpeechBrainLayers(8, n_layers=1, direction="causal").eval()
+    with pytest.raises(NotImplementedError, match=r"layers\.encoder\.stream\(asr\.custom_src_mod"):
+        asr.make_streaming_context(DynChunkTrainConfig(4))
+    x, state, parts = torch.randn(2, 12, 12), None, []
+    for piece in x.split(4, dim=1):
+        y, state = layers.encoder.stream(asr.custom_src_module(piece), state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), asr.encode(x))
+
+
 def test_a_chunk_config_cuts_time() -> None:
     from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 
@@ -127,6 +198,13 @@ def test_a_chunk_config_cuts_time() -> None:
     y, none = layers(x, torch.zeros(12, 12).bool(), None, None, DynChunkTrainConfig(chunk_size=4))
     assert none is None
     torch.testing.assert_close(y, layers.encoder(x, chunk=4)[0])
+    ahead = SpeechBrainLayers(
+        8, n_layers=1, d_state=4, conv_kernel=5, chunk=6, lookahead=2, output_hidden_states=True
+    ).eval()
+    y, _, (_, state) = ahead(x, None, None, None, DynChunkTrainConfig(chunk_size=4))
+    wanted, _ = ahead.encoder(x, chunk=4, lookahead=2)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(ahead.encoder.norm(state), wanted)
     with pytest.raises(ValueError, match="src_mask is given, but direction is 'inner'; set"):
         layers(x, torch.zeros(12, 12).bool())
     with pytest.raises(
@@ -147,3 +225,35 @@ def test_lengths_are_counted_as_speechbrain_counts_them() -> None:
     assert torch.equal(y.any(-1), valid(counts, 25))
     with pytest.raises(ValueError, match=r"wav_lens is torch.int64; SpeechBrain's are relative"):
         encoder(torch.randn(97, 100, 8), lengths)
+
+
+@pytest.mark.parametrize(("subsampling", "off"), [(1, {0}), (2, {0, 1}), (4, {-1, 0, 1})])
+def test_lengths_over_the_input_count_a_frame_more_or_fewer(
+    subsampling: int, off: set[int]
+) -> None:
+    encoder = SpeechBrainEncoder(d_input=8, d_model=8, n_layers=1, subsampling=subsampling)
+    found = set()
+    for time in range(1, 201):
+        lengths, after = torch.arange(time + 1), time // subsampling
+        made = lengths // subsampling
+        found |= set((torch.round(lengths / time * after).long() - made).tolist())
+        relative = encoder.relative_lengths(lengths / time, time)
+        assert torch.equal(torch.round(relative * after).long(), made)
+    assert found == off
+
+
+def test_lengths_may_be_a_list_and_are_0_to_1() -> None:
+    encoder = SpeechBrainEncoder(
+        d_input=8, d_model=8, n_layers=1, d_state=4, subsampling=2, conv_kernel=5
+    ).eval()
+    x = torch.randn(2, 50, 8)
+    torch.testing.assert_close(encoder(x, [1.0, 0.6]), encoder(x, torch.tensor([1.0, 0.6])))
+    assert encoder.relative_lengths([1.0, 0.6], 50).tolist() == pytest.approx([1.0, 0.6])
+    assert absolute_lengths([1.001, 0.6], 50).tolist() == [50, 30]
+    for wrong, value in (([0.6, 1.02], "1.02"), ([-0.1, 1.0], "-0.1"), ([1.0, math.nan], "nan")):
+        for wav_lens in (wrong, torch.tensor(wrong)):
+            with pytest.raises(ValueError, match=f"wav_lens holds {value}; each must be 0 to 1"):
+                encoder(x, wav_lens)
+    # Where values are not looked at, as on a GPU, they are bounded.
+    compiled = torch.compile(absolute_lengths, backend="eager", fullgraph=True)
+    assert compiled(torch.tensor([-0.1, 0.6, 1.02]), 50).tolist() == [0, 30, 50]
