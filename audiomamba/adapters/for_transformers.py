@@ -45,7 +45,10 @@ FIELDS = tuple(field.name for field in dataclasses.fields(EncoderConfig))
 class AudiomambaEncoderConfig(PretrainedConfig):
     """The options of `EncoderConfig` as a Hugging Face config; of what is not given, its defaults.
 
+    What else stands in a saved config, as other versions write, is kept as it is.
+
     Raises:
+        TypeError: If an option is none of `EncoderConfig` and of transformers' own.
         ValueError: If an option is out of range.
     """
 
@@ -60,6 +63,9 @@ class AudiomambaEncoderConfig(PretrainedConfig):
         encoder = EncoderConfig(**{name: given.pop(name) for name in FIELDS if name in given})
         for name, value in encoder.to_dict().items():
             setattr(self, name, value)
+        # Saved ones have their model_type: only what a caller has written can be misspelt.
+        if "model_type" not in given:
+            _check_names(given)
         super().__init__(**given)
 
     def to_encoder_config(self) -> EncoderConfig:
@@ -238,6 +244,19 @@ class AudiomambaFeatureExtractor(SequenceFeatureExtractor):
             return_tensors=return_tensors,
             **options,
         )
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    if not options:
+        return
+    theirs = PretrainedConfig()
+    for name in options:
+        # Some are kept under another name: attn_implementation is _attn_implementation.
+        if not (hasattr(theirs, name) or hasattr(theirs, f"_{name}")):
+            raise TypeError(
+                f"{name} is no option, of EncoderConfig or transformers' PretrainedConfig; those "
+                f"of EncoderConfig are {', '.join(FIELDS)}"
+            )
 
 
 def _check_row(row: Any, index: int) -> Waveform:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,59 @@ def test_the_auto_classes_load_a_folder(
     torch.testing.assert_close(loaded(**batch).last_hidden_state, model(**batch).last_hidden_state)
     made = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
     assert made.config.to_encoder_config() == model.encoder.config
+
+
+@pytest.mark.parametrize("name", ["d_modle", "n_layer", "layers", "to_dikt"])
+def test_an_unknown_option_is_refused(transformers: Any, adapter: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is no option, of .* are d_input, d_model, n_lay"):
+        adapter.AudiomambaEncoderConfig(d_state=4, **{name: 3})
+    adapter.register()
+    with pytest.raises(TypeError, match=f"{name} is no option"):
+        transformers.AutoConfig.for_model("audiomamba_encoder", **{name: 3})
+
+
+def test_options_of_transformers_are_taken(adapter: Any) -> None:
+    config = adapter.AudiomambaEncoderConfig(
+        hidden_size=8,
+        num_hidden_layers=2,
+        output_hidden_states=True,
+        output_attentions=False,
+        return_dict=False,
+        num_labels=3,
+        id2label={0: "a", 1: "b", 2: "c"},
+        problem_type="regression",
+        dtype="float32",
+        torch_dtype="float32",
+        name_or_path="here",
+        architectures=["AudiomambaEncoderModel"],
+        attn_implementation="eager",
+        chunk_size_feed_forward=0,
+        transformers_version="5.0.0",
+    )
+    assert (config.d_model, config.n_layers, config.num_labels) == (8, 2, 3)
+
+
+def test_a_saved_config_of_another_version_is_loaded(
+    transformers: Any, adapter: Any, model: Any, tmp_path: Path
+) -> None:
+    adapter.register()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    # As transformers 4 wrote them, and as another version may.
+    other = {"torch_dtype": "float32", "tie_word_embeddings": True, "pruned_heads": {}, "top_k": 50}
+    other |= {"_attn_implementation_autoset": True, "use_bfloat16": False, "d_new": 3}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
+    loaded = transformers.AutoModel.from_pretrained(tmp_path)
+    for config in (
+        loaded.config,
+        transformers.AutoConfig.from_pretrained(tmp_path),
+        adapter.AudiomambaEncoderConfig.from_pretrained(tmp_path, output_hidden_states=True),
+        adapter.AudiomambaEncoderConfig.from_json_file(path),
+        adapter.AudiomambaEncoderConfig(**loaded.config.to_dict()),
+        copy.deepcopy(loaded.config),
+    ):
+        assert config.to_encoder_config() == model.encoder.config
+        assert config.d_new == 3
 
 
 def test_a_fresh_model_has_the_encoders_own_weights(adapter: Any) -> None:
