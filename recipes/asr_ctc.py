@@ -2,7 +2,7 @@ r"""What was said? Strings of digits, by CTC: Mamba both ways, Mamba as a stream
 
     python recipes/asr_ctc.py --data FOLDER                              # three models, three seeds
     python recipes/asr_ctc.py --data FOLDER --models mamba --seeds 0 --d-model 64 --n-layers 2 \
-        --batch 16 --steps 1000 --out runs/try                            # on a CPU, minutes
+        --batch 16 --steps 1000 --out runs/try                            # on a CPU, an hour
     python recipes/asr_ctc.py --smoke                 # tiny, without data: does everything work?
 
 FOLDER is as in recipes/spoken_digits.py; `audiomamba fetch sc09 data/sc09` gets one. Three to seven

@@ -26,6 +26,7 @@ from speech_clips import Batch, Clips, read_clips
 from speech_config import Config
 from speech_models import Network, build, conformer_class, parameters
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from audiomamba.files import replacing
 from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
@@ -162,7 +163,9 @@ def fit(
     optimizer = torch.optim.AdamW(groups, config.learning_rate, (0.9, 0.98), fused=fused)
     history, began = [], time.monotonic()
     lately = torch.zeros((), device=device)
-    for step, (batch, random) in enumerate(batches(seed, config.steps, draw)):
+    drawn = batches(seed, config.steps, draw)
+    bar = tqdm(drawn, total=config.steps, unit=" steps", leave=False, disable=None)
+    for step, (batch, random) in enumerate(bar):
         waveform, lengths = batch.waveform.to(device), batch.lengths.to(device)
         waveform = waveform + hiss(waveform, config.noise, random)
         for group in optimizer.param_groups:
@@ -190,7 +193,7 @@ def fit(
                 history.append({"step": done, "loss": mean, "score": validate(network)})
             rate = done / (time.monotonic() - began)
             line = f"step {done}/{config.steps}  loss {mean:.4f}  score {history[-1]['score']:.4f}"
-            print(f"  {line}  {rate:.2f} steps/s", file=sys.stderr, flush=True)
+            tqdm.write(f"  {line}  {rate:.2f} steps/s", file=sys.stderr)
     return history
 
 
@@ -210,6 +213,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     add_switches(parser)
     add_flags(parser, recipe.config)
     flags = parse(parser, arguments, SMOKE)
+    if flags.each and not (flags.hold_out or flags.smoke):
+        parser.error("--each is of the speakers of --hold-out; name them")
     try:
         config = from_flags(flags, recipe.config)
         if "conformer" in flags.models:
@@ -305,11 +310,15 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def grouped(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the results of each front end and model, whatever the seed and who is held out."""
+def grouped(
+    results: Sequence[Mapping[str, Any]], *, apart: bool = False
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the results of each front end and model; apart or together, whoever is held out."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
-        groups.setdefault(f"{result['model']}, {result['front_end']}", []).append(result)
+        held = result["hold_out"] if apart else []
+        name = ", ".join([result["model"], result["front_end"], *held])
+        groups.setdefault(name, []).append(result)
     return groups
 
 
@@ -319,7 +328,9 @@ def table(results: Sequence[Mapping[str, Any]], measure: str) -> str:
     head = ["model", "parameters", "runs", *names]
     lines = [f"{measure}, %: mean ± standard deviation over runs", "", row(head)]
     lines.append(row(["---"] * len(head)))
-    for name, group in grouped(results).items():
+    one = len({tuple(result["hold_out"]) for result in results}) < 2
+    groups = grouped(results) if one else grouped(results, apart=True) | grouped(results)
+    for name, group in groups.items():
         cells = []
         for key in names:
             values = [r["percent"].get(key) for r in group]
@@ -343,7 +354,9 @@ def plot(results: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None
     for i, group in enumerate(groups.values()):
         for result in group:
             steps = [x["step"] for x in result["history"]]
-            left.plot(steps, [x["score"] for x in result["history"]], color=f"C{i}", alpha=0.7)
+            left.plot(
+                steps, [x["score"] for x in result["history"]], ".-", color=f"C{i}", alpha=0.7
+            )
         for marker, key, shift in (("o", "seen", -0.1), ("x", "unseen", 0.1)):
             values = [r["percent"][key] for r in group if r["percent"].get(key) is not None]
             places = [i + shift] * len(values)

@@ -199,12 +199,22 @@ def test_speakers_are_held_out_one_after_another(
     (folder / "validation_list.txt").write_text("yes/b_nohash_0.wav\nno/c_nohash_0.wav\n")
     (folder / "testing_list.txt").write_text("yes/c_nohash_0.wav\n")
     speech.run(speech.asr_ctc.RECIPE, [*common, "--each"])
-    assert "| mamba, mel |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for name in ("mamba, mel, b", "mamba, mel, c", "mamba, mel"):
+        assert f"| {name} |" in said
     results = speech.read_results(tmp_path / "out")
     assert [r["hold_out"] for r in results] == [["b"], ["c"]]
     assert len({r["clips"] for r in results}) == 2
     for result in results:
         assert result["percent"]["unseen"] is not None
+
+
+def test_each_is_of_speakers_that_are_named(
+    speech: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        speech.run(speech.asr_ctc.RECIPE, ["--each", "--steps", "1"])
+    assert "--each is of the speakers of --hold-out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
