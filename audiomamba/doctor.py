@@ -165,7 +165,8 @@ def _extra(extra: str) -> str:
         remedy = ""
         if "torchaudio" in broken[0]:
             remedy = (
-                "; torchaudio 2.11 works with torch 2.11 from PyPI only: pip install torch==2.11.0"
+                "; it works with the torch from PyPI that it was built for, not with a small one "
+                "for CPUs: pip install --force-reinstall torch torchaudio"
             )
         return f"{broken[0]}{remedy}"
     return ", ".join(f"{package} {state}" for package, state in states.items())

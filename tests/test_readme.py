@@ -319,21 +319,3 @@ def test_the_map_names_every_file() -> None:
             name = str(path.relative_to(package))
             known = f"`{name}`" in text or f"`{path.parent.name}/`" in text
             assert known or path.name.startswith("__"), f"{name} is not in ARCHITECTURE.md"
-
-
-def test_the_figures_of_runaway_noise_are_those_in_the_results() -> None:
-    lines = [line for line in README.splitlines() if re.match(r"\| (piano|digits), ", line)]
-    assert lines
-    for line in lines:
-        name, runs, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        model, temperature = name.split(", ")
-        path = ROOT / "benchmarks" / "results" / f"runaway_{model}.json"
-        rows = {row["setting"]: row for row in json.loads(path.read_text())["rows"]}
-        plain, guarded = rows[temperature], rows[f"{temperature}+guard"]
-        assert runs == f"{plain['runs']} of {plain['seconds'] / plain['runs']:g} s"
-        for cell, row in zip(cells, (plain, guarded), strict=False):
-            low, high = (100 * row["noise"][key] for key in ("low", "high"))
-            assert cell == f"{row['noise']['count']} ({low:.0f} to {high:.0f} %)"
-        assert cells[2] == f"{100 * guarded['drawn_anew']:.1f} %"
-        words = [str(row["words"]["count"]) for row in (plain, guarded) if "words" in row]
-        assert cells[3] == ", ".join(words)
