@@ -124,14 +124,21 @@ def test_the_command_prints_a_line_a_file(
         assert float(probability) == pytest.approx(one["probability"], abs=6e-4)
 
 
-def test_the_command_names_the_file_that_is_too_short(
+def test_the_command_names_bad_files_when_the_others_are_done(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    audio.write(tmp_path / "a.wav", noise(100), RATE)
+    short, text, good = (tmp_path / name for name in ("a.wav", "b.wav", "c.wav"))
+    audio.write(short, noise(100), RATE)
+    text.write_text("no audio")
+    audio.write(good, noise(RATE).clip(-1, 1), RATE)
     with pytest.raises(SystemExit) as stopped:
-        main(["classify", str(tmp_path / "a.wav"), "-m", str(folder)])
+        main(["classify", *map(str, (short, text, good)), "-m", str(folder)])
     assert stopped.value.code == 1
-    assert "a.wav: the recording has shape (100,)" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(good)]
+    assert f"{short}: the recording has shape (100,)" in err
+    assert err.count(str(text)) == 1
+    assert len(err.splitlines()) == 1
 
 
 def test_the_shipped_classifier_is_small_and_its_card_tells_its_results() -> None:

@@ -26,7 +26,8 @@ from audiomamba.commands import options
 def classify(files: tuple[Path, ...], name: str, as_json: bool, device: str) -> None:
     """Tell which word each recording holds, such as a spoken digit.
 
-    Prints the file, the word and its probability, a line each.
+    Prints the file, the word and its probability, a line each. Files that cannot be read or are too
+    short are told when all others are done.
     """
     from audiomamba import audio
     from audiomamba.arguments import check_device
@@ -34,13 +35,18 @@ def classify(files: tuple[Path, ...], name: str, as_json: bool, device: str) -> 
 
     place = check_device(device)
     classifier = AudioClassifier.from_pretrained(name).to(place)
+    wrong = []
     for file in files:
-        waveform = audio.read(file, classifier.config.sample_rate)
         try:
+            waveform = audio.read(file, classifier.config.sample_rate)
             word, probability = classifier.classify(waveform)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            text = str(error)
+            wrong.append(text if str(file) in text else f"{file}: {text}")
+            continue
         if as_json:
             click.echo(json.dumps({"file": str(file), "word": word, "probability": probability}))
         else:
             click.echo(f"{file}\t{word}\t{probability:.3f}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
