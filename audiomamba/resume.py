@@ -16,6 +16,7 @@ from audiomamba.train_config import TrainConfig
 # What a resumed run must share with its beginning; the rest, such as steps, may change on the way.
 FIXED = (
     *(
+        "start",
         "batch",
         "length",
         "learn_silence",

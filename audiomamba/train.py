@@ -77,7 +77,7 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
 
     Raises:
         FileExistsError: If `config.out` holds a run and `resume` is not given, or something else.
-        FileNotFoundError: If `config.data` holds no prepared tokens.
+        FileNotFoundError: If `config.data` holds no prepared tokens, or there is no `config.start`.
         FloatingPointError: If the loss or the gradient is no longer finite; no checkpoint is
             written after that.
         ValueError: If model, data and config do not fit, or do not fit the run that is resumed.
@@ -114,6 +114,8 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
             *(config.batch, config.length),
         )
     module = Training(model, config, store)
+    if config.start and not ckpt:
+        module.begin_with(config.start)
     quiet = not sys.stdout.isatty()
     trainer = pl.Trainer(
         accelerator=config.accelerator,

@@ -18,6 +18,8 @@ class TrainConfig:
     Attributes:
         data: Folder made by `audiomamba prepare`; recipes take a folder of audio too.
         out: Folder of the run.
+        start: Model of the same shape whose weights the run begins with: a shipped one, a folder or
+            a Hugging Face id; none begins with random ones.
         steps: Optimiser steps of the whole run; the learning rate's course is laid over them.
         batch: Rows a step, on each device.
         length: Samples a row, a multiple of the model's period.
@@ -55,6 +57,7 @@ class TrainConfig:
 
     data: str = ""
     out: str = "run"
+    start: str = ""
     steps: int = 200_000
     batch: int = 16
     length: int = 61440

@@ -78,6 +78,24 @@ class Training(pl.LightningModule):
         self._stop = Stop(config.max_minutes)
         self._clock = time.monotonic()
 
+    def begin_with(self, name: str) -> None:
+        """Take the weights of another model of the same shape.
+
+        Raises:
+            FileNotFoundError: If there is no such model.
+            ValueError: If it is of another shape, or its files are damaged.
+        """
+        network = checkpoint.load(checkpoint.find(name, "model"))
+        theirs, ours = network.config.to_dict(), self.model.to_dict()
+        for key, value in ours.items():
+            if theirs[key] != value:
+                raise ValueError(
+                    f"{name} has {key} {theirs[key]}, and this run {value}; --start takes a model "
+                    "of the run's own shape"
+                )
+        for mine in (self.network, self.average):
+            mine.load_state_dict(network.state_dict())
+
     # What lightning asks for.
 
     def setup(self, stage: str) -> None:
@@ -251,7 +269,8 @@ class Training(pl.LightningModule):
         saved = checkpoint.get("audiomamba")
         if saved is None:
             raise ValueError(f"{self.config.out}/{LAST} is no checkpoint of audiomamba")
-        then = {"learn_silence": False, **saved["run"]}  # before there was the choice
+        # Before there was the choice of some.
+        then = {"learn_silence": False, "start": "", **saved["run"]}
         check_same_run(then, self._run(), self.config.out)
         c, steps = self.config, checkpoint["global_step"]
         read = steps * c.batch * c.length * self.trainer.world_size

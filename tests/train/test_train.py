@@ -58,6 +58,31 @@ def test_a_run_learns_logs_and_leaves_a_model_that_scores_what_it_said(data, tmp
     assert len(lines) == 1 + 4 + 2  # steps 20, 30, 50, 60 and the validations at 30 and 60
 
 
+def test_a_run_begins_with_the_weights_of_another(data, tmp_path):
+    first, then = tmp_path / "first", tmp_path / "then"
+    train(MODEL, config(data, first))
+    still = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "validate_every": 1}
+    c = config(data, then, start=str(first), steps=2, seed=1, **still)
+    train(MODEL, dataclasses.replace(c, steps=1))
+    theirs, ours = (checkpoint.load(folder).state_dict() for folder in (first, then))
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name], value, rtol=0, atol=1e-9), name
+    first.rename(tmp_path / "gone")  # which is not looked at again
+    assert train(MODEL, c, resume=True).step == 2
+    with pytest.raises(ValueError, match=r"has start .*first, and this one has ;"):
+        train(MODEL, dataclasses.replace(c, start=""), resume=True)
+
+
+def test_a_run_begins_with_no_model_of_another_shape(data, tmp_path):
+    other = dataclasses.replace(MODEL, d_model=4)
+    train(other, config(data, tmp_path / "first", steps=1))
+    c = config(data, tmp_path / "then", start=str(tmp_path / "first"))
+    with pytest.raises(ValueError, match=r"first has d_model 4, and this run 8; --start takes"):
+        train(MODEL, c)
+    with pytest.raises(FileNotFoundError, match="no model 'nothing'"):
+        train(MODEL, dataclasses.replace(c, start="nothing"))
+
+
 def test_nothing_of_a_run_is_held_when_it_has_ended(data, tmp_path):
     gc.disable()  # that it was collected is not by chance
     try:
