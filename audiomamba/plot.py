@@ -55,8 +55,9 @@ def png(waveform: NDArray[np.float32], sample_rate: int) -> bytes:
     seconds = np.arange(len(waveform)) / sample_rate
     above.plot(seconds, waveform, linewidth=0.2)
     above.set(ylim=(-1, 1), ylabel="amplitude")
-    # The floor keeps digital silence from being minus infinity.
-    noisy = waveform + np.float32(1e-7) * np.random.default_rng(0).standard_normal(len(waveform))
+    # The floor keeps digital silence from being minus infinity; of a window alone matplotlib warns.
+    longer = np.pad(waveform, (0, 1))
+    noisy = longer + np.float32(1e-7) * np.random.default_rng(0).standard_normal(len(longer))
     *_, image = below.specgram(noisy, NFFT=WINDOW, Fs=sample_rate, noverlap=WINDOW // 2, vmin=-140)
     below.set(xlabel="seconds", ylabel="Hz", xlim=(0, seconds[-1]))
     figure.colorbar(image, ax=below, label="dB per Hz")

@@ -9,9 +9,10 @@ import pytest
 from audiomamba import plot
 
 
-def test_a_picture_is_written_and_nothing_beside_it(tmp_path: Path) -> None:
-    waveform = np.sin(np.arange(5000) / 9).astype(np.float32)
-    waveform[:2000] = 0  # digital silence is drawn too
+@pytest.mark.parametrize("samples", [5000, plot.WINDOW, plot.WINDOW + 1])
+def test_a_picture_is_written_and_nothing_beside_it(tmp_path: Path, samples: int) -> None:
+    waveform = np.sin(np.arange(samples) / 9).astype(np.float32)
+    waveform[:500] = 0  # digital silence is drawn too
     plot.spectrogram(waveform, 16000, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 1
