@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,19 +125,37 @@ def batches(sizes: Sequence[float], limit: float) -> list[list[int]]:
     return groups
 
 
-def targets(paths: Sequence[Path], folder: Path, suffix: str, *, overwrite: bool) -> list[Path]:
-    """Return where the features of files go: their names with another suffix, in one folder.
+def targets(
+    paths: Sequence[Path],
+    folder: Path,
+    suffix: str,
+    *,
+    overwrite: bool,
+    keep_folders: bool = False,
+) -> list[Path]:
+    """Return where the features of files go: their names with another suffix.
+
+    Args:
+        paths: The files.
+        folder: Where all go.
+        suffix: With its dot.
+        overwrite: Whether what is there may be replaced.
+        keep_folders: Keep, inside, the folders below the deepest that holds all files.
 
     Raises:
         FileExistsError: If one is there and may not be overwritten.
         ValueError: If two have the same name.
     """
     made: dict[Path, Path] = {}
-    for path in paths:
-        target = folder / f"{path.stem}{suffix}"
+    parents = [Path(os.path.abspath(path)).parent for path in paths]
+    base = os.path.commonpath(parents) if keep_folders else ""
+    for path, parent in zip(paths, parents, strict=True):
+        below = parent.relative_to(base) if keep_folders else Path()
+        target = folder / below / f"{path.stem}{suffix}"
         if target in made:
             raise ValueError(
-                f"{made[target]} and {path} would both go to {target}; encode them into two folders"
+                f"{made[target]} and {path} would both go to {target}; encode them into two "
+                "folders, or keep theirs by --keep-folders"
             )
         if target.exists() and not overwrite:
             raise FileExistsError(
@@ -147,7 +166,11 @@ def targets(paths: Sequence[Path], folder: Path, suffix: str, *, overwrite: bool
 
 
 def write(path: Path, features: NDArray[np.float32], record: Mapping[str, str]) -> None:
-    """Write features to an .npy file, or a .safetensors file that keeps the record, whole."""
+    """Write features to an .npy file, or a .safetensors file that keeps the record, whole.
+
+    Its folder is made if it is not there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with audio.naming(path), replacing(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".npy":
             np.save(file, features)

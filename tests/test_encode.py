@@ -123,7 +123,7 @@ def test_safetensors_say_what_made_them(
         (["-m", "WAVEFORMS", "--normalize"], "is a model of waveforms, which are not normalized"),
         (["-m", "ENCODER", "text.wav"], "is not audio that libsndfile reads"),
         (["-m", "ENCODER", "there.wav"], "is there already; add --overwrite"),
-        (["-m", "ENCODER", "sub/long.wav"], "encode them into two folders"),
+        (["-m", "ENCODER", "sub/long.wav"], "keep theirs by --keep-folders"),
         (["-m", "ENCODER", "--device", "cuda:99"], "device is 'cuda:99'"),
         (["-m", "nothing"], "no model 'nothing'"),
         (["no.wav"], "File 'no.wav' does not exist; see audiomamba encode --help"),
@@ -154,6 +154,22 @@ def test_errors_are_one_line_and_write_nothing(
     assert lines == []
     assert [path.name for path in Path("out").iterdir()] == ["there.npy"]
     assert Path("out/there.npy").read_text() == "mine"
+
+
+def test_the_folders_of_a_corpus_are_kept(
+    run: Run, files: list[Path], encoder: MambaEncoder, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for word in ("zero", "one/more"):
+        (tmp_path / "words" / word).mkdir(parents=True)
+        (tmp_path / "words" / word / "a.wav").write_bytes(files[0].read_bytes())
+    monkeypatch.chdir(tmp_path / "words/one")
+    out, model = tmp_path / "out", ("-m", tmp_path / "ENCODER")
+    code, lines, _ = run("../zero/a.wav", "more/a.wav", "-o", out, *model, "--keep-folders")
+    assert code == 0
+    assert sorted(lines) == [str(out / "one/more/a.npy"), str(out / "zero/a.npy")]
+    assert all(Path(line).is_file() for line in lines)
+    code, lines, _ = run(files[1], "-o", out, *model, "--keep-folders")
+    assert (code, lines) == (0, [str(out / "short.npy")])
 
 
 def test_files_that_are_too_short_are_named_at_the_end(

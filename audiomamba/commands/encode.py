@@ -39,6 +39,11 @@ from audiomamba.commands import options
     is_flag=True,
     help="Give an encoder mel bands of mean 0 and variance 1, if it was trained so.",
 )
+@click.option(
+    "--keep-folders",
+    is_flag=True,
+    help="Keep the folders of the files, below the one that holds all, inside OUT.",
+)
 @options.seconds(
     "--batch-seconds",
     default=30.0,
@@ -56,6 +61,7 @@ def encode(
     file_format: str,
     layer: int | None,
     normalize: bool,
+    keep_folders: bool,
     batch_seconds: float,
     name: str,
     device: str,
@@ -74,7 +80,9 @@ def encode(
     from audiomamba.progress import AudioBar
 
     folder = output_dir.expanduser().absolute()
-    targets = encoding.targets(files, folder, f".{file_format}", overwrite=overwrite)
+    targets = encoding.targets(
+        files, folder, f".{file_format}", overwrite=overwrite, keep_folders=keep_folders
+    )
     seconds = [audio.check(path) for path in files]
     extractor = encoding.load(name, layer=layer, normalize=normalize, device=device)
     output.check_folder(folder)
