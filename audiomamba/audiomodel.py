@@ -105,7 +105,7 @@ class AudioModel:
     @property
     def engine(self) -> EngineName:
         """What generates: "numba" (a CPU), "cuda" or "triton" (a GPU), "torch" (with attention)."""
-        return choose_engine(self.network)
+        return choose_engine(self.network, self.weights or "float32")
 
     def default_guard(self) -> Guard:
         """Return the guard of `guard=True`; raise ValueError if `validation_bits` are not known."""

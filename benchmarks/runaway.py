@@ -10,8 +10,7 @@ A setting is TEMPERATURE, /TOP_P where there is a cut, +guard where a guard watc
 has the same streams of random numbers. What counts as noise is measured on the waveform, by level
 and flatness (`audiomamba.drift`), where a guard looks at likelihoods alone. With --data, tokens of
 recordings, all of these are counted too, in pieces as long as a run, to see what the measure says
-of them.
-Intervals are Wilson's, of 95 %.
+of them. Intervals are Wilson's, of 95 %.
 """
 
 from __future__ import annotations

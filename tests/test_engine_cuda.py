@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from audiomamba import checkpoint
+from audiomamba.audiomodel import AudioModel
 from audiomamba.config import ModelConfig, Tier, unet
 from audiomamba.engine import choice, cuda_limits
 from audiomamba.engine.cuda_engine import CudaEngine, to_kernel, to_layout
@@ -122,6 +123,14 @@ def network_on_a_gpu(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Wa
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(choice, "_failed", [])
     return network
+
+
+def test_what_failed_by_some_weights_is_chosen_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_on_a_gpu(ModelConfig(), monkeypatch)
+    choice._failed.append(choice._key("cuda", network, "bfloat16"))
+    assert choice.check_engine(network, None, "bfloat16") == "triton"
+    assert AudioModel(network, weights="bfloat16").engine == "triton"  # what a record says
+    assert choice.check_engine(network, None) == AudioModel(network).engine == "cuda"
 
 
 def test_where_it_cannot_run_triton_does_and_it_is_told(

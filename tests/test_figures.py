@@ -91,7 +91,7 @@ def test_what_is_said_of_targets_is_so() -> None:
     }
     saved = alone["float32"] - alone["bfloat16"]
     assert f"save {saved:.0f} of its {alone['float32']:.0f} microseconds" in flat()
-    assert round(4 * saved / alone["float32"]) / 2 == 0.5
+    assert 0.4 < 2 * saved / alone["float32"] < 0.6  # half the bytes: all would save twice that
     memory = read(BENCHMARKS / "memory_piano_nvidia_h200.json")
     held = {f"{x['bytes_per_stream'] / 1e3:.0f} kB" for x in memory["rows"]}
     assert len(held) == 1

@@ -113,27 +113,15 @@ def test_a_session_that_was_left_goes_on_as_if_it_had_not(
 
 
 def test_what_numpy_counted_is_saved(model: AudioModel, tmp_path: Path) -> None:
-    guard = Guard(bits=np.float32(20), seconds=np.float32(0.5), tries=np.int64(1))  # type: ignore[arg-type]
-    session = model.start(
-        seed=np.int64(3),  # type: ignore[arg-type]
-        first=np.int64(2),  # type: ignore[arg-type]
-        temperature=np.float32(0.9),  # type: ignore[arg-type]
-        top_k=np.int64(30),  # type: ignore[arg-type]
-        top_p=np.float32(0.9),  # type: ignore[arg-type]
-        guard=guard,
-    )
-    begun = session.run(np.int64(9))  # type: ignore[arg-type]
+    whole: dict[str, Any] = {"seed": np.int64(3), "first": np.int64(2), "top_k": np.int64(30)}
+    given = {**whole, "temperature": np.float32(0.9), "top_p": np.float32(0.9)}
+    some: Any = np.float32(20), np.int64(9)
+    session = model.start(**given, guard=Guard(bits=some[0]))
+    begun = session.run(some[1])
     session.save(tmp_path / "later.safetensors")
     rest = model.resume(tmp_path / "later.safetensors").run(8)
-    (whole,) = model.generate_each(
-        samples=17,
-        seed=3,
-        first=2,
-        temperature=np.float32(0.9).item(),
-        top_k=30,
-        top_p=np.float32(0.9).item(),
-    )
-    assert np.array_equal(np.concatenate([begun, rest], axis=1)[0], whole.waveform)
+    (take,) = model.generate_each(samples=17, **{name: x.item() for name, x in given.items()})
+    assert np.array_equal(np.concatenate([begun, rest], axis=1)[0], take.waveform)
 
 
 def test_a_session_that_was_interrupted_does_not_go_on(model: AudioModel, tmp_path: Path) -> None:

@@ -213,6 +213,6 @@ where = _all(
         "--batch-size",
         type=BatchSize(),
         help="Files made side by side; auto: as the default, or as many as fit into memory if "
-        "those are fewer.  [default: one a CPU core; 1024 on a GPU]",
+        "those are fewer.  [default: one a CPU core; 1024 on a GPU, fewer if very long]",
     ),
 )
