@@ -8,9 +8,10 @@ r"""How the loss falls as clips grow longer, at a constant number of samples a s
 FOLDER is as in recipes/youtubemix.py. Every model of --models is trained at every length of
 --lengths, with --samples / length clips a step on each device, and tested on whole clips. What is
 done is kept in OUT/results.json and not done again: the same command goes on where it was stopped,
-also in the middle of a run. OUT/length_scaling.png shows bits per sample against length, with the
-points of the Mamba paper (Gu & Dao 2023, arXiv 2312.00752, figure 7 and table 14), which are of
-other data. `--smoke` trains every model small, at two lengths.
+also in the middle of a run. Several may share one OUT, each with other --models or --lengths. It
+shows bits per sample against length in OUT/length_scaling.png, with the points of the Mamba paper
+(Gu & Dao 2023, arXiv 2312.00752, figure 7 and table 14), which are of other data. `--smoke` trains
+every model small, at two lengths.
 
 The paper trains 200,000 steps at eight lengths; loss falls up to 479232 samples, half a minute.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from audiomamba.data.batches import check_length, long_enough
 from audiomamba.data.corpora import fetch_youtubemix
@@ -158,7 +160,8 @@ def run(
     sys.stdout.write(f"{about['model']}, {config.batch} clips of {config.length} samples: ")
     sys.stdout.write(f"test {found['test_bits_per_sample']:.4f} bits per sample\n")
     del found["training"]  # it is in `about`
-    write_json(out / RESULTS, [*read(out), about | found])
+    with FileLock(out / f".{RESULTS}.lock"):  # others may add theirs
+        write_json(out / RESULTS, [*read(out), about | found])
     return True
 
 

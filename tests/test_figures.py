@@ -136,6 +136,29 @@ def test_the_figures_of_runaway_noise() -> None:
     assert f"{real['tone']['count']} of {real['runs']} recordings" in flat()
 
 
+def test_the_figures_of_the_sweep_over_lengths() -> None:
+    results = read(RECIPES / "length_scaling.json")
+    assert {x["steps"] for x in results} == {400}
+    assert all(0.945e6 < x["samples"] / x["steps"] < 0.985e6 for x in results)
+    lengths = sorted({x["length"] for x in results})
+    assert len(lengths) == 8
+    bits = {(x["model"], x["length"]): x["test_bits_per_sample"] for x in results}
+    for model, name in (
+        ("s4-mlp", "S4 + MLP"),
+        ("mamba-complex", "Mamba, complex"),
+        ("mamba-s4-outside", "Mamba-S4 outside, complex Mamba in the centre"),
+    ):
+        cells = [f"{bits[model, x]:.3f}" if (model, x) in bits else "" for x in lengths]
+        assert row([name, *cells]).replace("|  |", "| |") in README
+        mine = [bits[key] for key in sorted(bits) if key[0] == model]
+        assert min(mine) == mine[0]  # shorter clips are better
+    better = [
+        bits["s4-mlp", x[1]] - bits[x] for x in bits if ("s4-mlp", x[1]) in bits if x[0] != "s4-mlp"
+    ]
+    assert f"better than S4 + MLP by {min(better):.2f} to {max(better):.2f} bits" in flat()
+    assert (len(bits) < 24) == ("points are missing" in flat())
+
+
 def percent(results: Sequence[Any], key: str) -> str:
     """Return mean and standard deviation over three seeds."""
     assert [x["seed"] for x in results] == [0, 1, 2]

@@ -6,6 +6,9 @@ import runpy
 import shlex
 import shutil
 import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from audiomamba.flags import parse
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.provenance import commit
 from audiomamba.recipe import make_parser
+from audiomamba.tokenizer import Tokenizer
 from audiomamba.train import Outcome
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -286,6 +290,32 @@ def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys, caplog):
     results = json.loads((out / "results.json").read_text())
     assert [(r["length"], r["batch"]) for r in results] == [(1024, 4), (2048, 2)]
     assert (out / "length_scaling.png").stat().st_size > 10_000
+
+
+def test_sweeps_beside_each_other_keep_all_results(tmp_path, monkeypatch):
+    sweep = load_recipe("length_scaling")
+
+    def train(model, config, resume):
+        return Outcome(step=1, bits_per_sample=8.0, best_bits_per_sample=8.0, stopped=None)
+
+    def read(out):
+        results = before(out)
+        time.sleep(0.01)  # in which another might write
+        return results
+
+    before = sweep.read
+    monkeypatch.setattr(sweep, "read", read)
+    monkeypatch.setattr(
+        sweep, "result", lambda *_, **__: {"training": {}, "test_bits_per_sample": 8.0}
+    )
+    store = types.SimpleNamespace(tokenizer=Tokenizer(), sample_rate=16000)
+    config = dataclasses.replace(sweep.RECIPE.train, out=str(tmp_path / "none"))
+    with ThreadPoolExecutor(4) as pool:
+        for model in "abcd":
+            about = {"model": model, "test_seconds": None}
+            shape = sweep.MODELS["s4-mlp"]
+            pool.submit(sweep.run, train, shape, about, config, store, tmp_path, {})
+    assert sorted(x["model"] for x in before(tmp_path)) == ["a", "b", "c", "d"]
 
 
 def test_a_sweep_reads_a_file_of_flags(tmp_path, monkeypatch, capsys):
