@@ -15,10 +15,14 @@ if hasattr(signal, "SIGUSR1"):  # not on Windows
     SIGNALS.append(signal.SIGUSR1)
 
 
+ONE_REQUEST = 1.0  # seconds in which the same signal, again, is the same request
+
+
 class Stop:
     """Listens for Ctrl-C, SIGTERM and SIGUSR1, and watches the clock.
 
-    SIGUSR1 is what SLURM is commonly told to send before a job's time is over.
+    SIGUSR1 is what SLURM is commonly told to send before a job's time is over. One request may come
+    twice at once: `timeout` and launchers signal the process and then its group.
 
     Args:
         minutes: From now on; None is for ever.
@@ -27,9 +31,10 @@ class Stop:
     def __init__(self, minutes: float | None) -> None:
         self._minutes, self._began = minutes, time.monotonic()
         self._signal: str | None = None
+        self._came: dict[int, float] = {}
 
     def listen(self) -> None:
-        """Take the signals; a second one of the kind does what it always did."""
+        """Take the signals; one that comes again, later, does what it always did."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._heed)
@@ -41,7 +46,11 @@ class Stop:
         return self._signal or ("max_minutes" if late else None)
 
     def _heed(self, number: int, frame: Any) -> None:
-        self._signal = signal.Signals(number).name
-        again = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, again)
-        log.warning("%s: stopping after this step", self._signal)
+        now = time.monotonic()
+        if number not in self._came:
+            self._came[number], self._signal = now, signal.Signals(number).name
+            log.warning("%s: stopping after this step", self._signal)
+        elif now - self._came[number] > ONE_REQUEST:
+            again = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, again)
+            signal.raise_signal(number)

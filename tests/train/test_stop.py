@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiomamba import checkpoint
+from audiomamba import checkpoint, train_stop
 from audiomamba.train import train
 from audiomamba.train_folder import LAST
 from audiomamba.train_module import Training
@@ -90,11 +90,12 @@ def test_a_job_that_slurm_requeues_goes_on(data, tmp_path, monkeypatch):
 
 
 def test_a_signal_stops_after_the_step_with_a_checkpoint(data, tmp_path, monkeypatch):
-    """As a scheduler sends it; test_processes.py sends one from another process."""
+    """As `timeout` sends it, twice; test_processes.py sends one from another process."""
     step = Training.training_step
 
     def end(self, batch, index):
         if self.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, index)
 
@@ -103,6 +104,22 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(data, tmp_path, monkeyp
     assert (outcome.step, outcome.stopped) == (5, "SIGTERM")
     assert read(tmp_path)["global_step"] == 5
     assert checkpoint.load(tmp_path).config == MODEL
+
+
+def test_a_second_interrupt_does_not_wait_for_the_step(monkeypatch):
+    before = {number: signal.getsignal(number) for number in train_stop.SIGNALS}
+    try:
+        stop = train_stop.Stop(None)
+        stop.listen()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # of the same moment
+        assert stop.why() == "SIGINT"
+        monkeypatch.setattr(train_stop, "ONE_REQUEST", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow
