@@ -91,7 +91,7 @@ def card(
         "blocks a path": "; ".join(blocks),
         "parameters": f"{parameters / 1e6:.2f} M, stored as {stored} ({size:.1f} MB)",
     }
-    training = {key: value for key, value in about.items() if value is not None}
+    training = {key: value for key, value in about.items() if value not in (None, "")}
     told = "Bits per sample are of the weights before they were rounded to float16.\n\n"
     rounded = told if dtype == torch.float16 and "validation_bits_per_sample" in training else ""
     return f"""---

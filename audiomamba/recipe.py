@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from audiomamba import checkpoint
@@ -29,11 +30,12 @@ from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
 from audiomamba.train_config import PLACES, TrainConfig
 from audiomamba.train_curve import plot_curves, read_curves
-from audiomamba.train_folder import DATA, check_folder
+from audiomamba.train_folder import DATA, check_folder, recorded
 
 if TYPE_CHECKING:
     from audiomamba.train import Outcome
 
+FAILURES = (OSError, ValueError, FloatingPointError, ImportError, torch.OutOfMemoryError)
 RESULTS, PICTURE = "results.json", "results.png"
 SOURCE = "source.txt"  # of which folder the tokens of a run are
 
@@ -128,6 +130,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         model = dataclasses.replace(shape, **{k: v for k, v in given.items() if v is not None})
         check_folder(Path(config.out), resume=flags.resume)
+        if flags.resume and not config.data:
+            config = dataclasses.replace(config, data=data_of_run(Path(config.out)))
         check_length(config.length, model.config().period)
         recipe = with_tones(recipe, config.out) if flags.smoke else recipe
         config, store = with_data(recipe, config, model.config())
@@ -146,7 +150,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
         if not outcome.stopped:
             if store.files("test"):
                 sys.stderr.write("testing\n")
-            found = result(made, outcome, config, store, test_seconds=config.validation_seconds)
+            found = result(made, outcome, config, store)
             curves = read_curves(config.out)
             results = {"preset": flags.preset, **found, "validation": curves["validation"]}
             write_json(Path(config.out) / RESULTS, results)
@@ -156,12 +160,21 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
                 plot_curves({names[k]: v for k, v in curves.items()}, Path(config.out) / PICTURE)
             if results["test_bits_per_sample"] is not None:
                 sys.stdout.write(f"test {results['test_bits_per_sample']:.4f} bits per sample\n")
-    except (OSError, ValueError, FloatingPointError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except FAILURES as error:
+        end(error)
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; go on: the same command with --resume\n")
     sys.stdout.write(f"listen: audiomamba generate -m {Path(config.out).resolve()}\n")
     exit_as_stopped(outcome)
+
+
+def end(error: Exception) -> NoReturn:
+    """Exit with one line that says what failed, one of `FAILURES`."""
+    reason = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        reason = reason.splitlines()[0].rstrip(".")
+        reason += "; give a smaller --batch or --length, or --activation-checkpointing"
+    raise SystemExit(f"error: {reason}") from None
 
 
 def exit_as_stopped(outcome: Outcome) -> None:
@@ -303,6 +316,13 @@ def _fetch(recipe: Recipe, data: Path) -> None:
         recipe.fetch(data)
     except OSError as error:
         raise OSError(f"{error}; or give a folder of recordings by --data FOLDER") from error
+
+
+def data_of_run(out: Path) -> str:
+    """Return the tokens that the run in a folder is of, "" if there is no run yet."""
+    if (out / DATA / INDEX).exists():
+        return str(out / DATA)
+    return str(recorded(out).get("train", {}).get("data", ""))
 
 
 @contextmanager

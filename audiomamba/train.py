@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
             been interrupted (on a CPU, to the last bit).
 
     Raises:
-        FileExistsError: If `config.out` holds a run and `resume` is not given, or something else.
+        FileExistsError: If `config.out` holds a run and `resume` is not given, something else, or a
+            run that goes on now.
         FileNotFoundError: If `config.data` holds no prepared tokens, or there is no `config.start`.
         FloatingPointError: If the loss or the gradient is no longer finite; no checkpoint is
             written after that.
@@ -102,10 +104,6 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         raise ValueError("wandb is not installed; pip install wandb, or leave --wandb out")
     if first and resume and not last.exists():
         log.warning("%s holds no checkpoint to resume from; the run starts at step 0", out)
-    ckpt = str(last) if last.exists() else None
-    if ckpt:
-        check_readable(last)
-    name = train_folder.begin(out, model, config) if first else ""
     on_cpu = config.accelerator == "cpu" or not torch.accelerator.is_available()
     if on_cpu and config.batch * config.length > LARGE_STEP:
         log.warning(
@@ -113,6 +111,19 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
             "give a smaller --batch or --length",
             *(config.batch, config.length),
         )
+    with train_folder.held(out) if first else nullcontext():
+        return _train(model, config, store)
+
+
+def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcome:
+    out, last = Path(config.out), Path(config.out) / LAST
+    ckpt = str(last) if last.exists() else None
+    if ckpt:
+        check_readable(last)
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        train_folder.tidy(out)
+        if not ckpt:  # else when the checkpoint has been found to be of this run
+            train_folder.record(out, model, config)
     module = Training(model, config, store)
     if config.start and not ckpt:
         module.begin_with(config.start)
@@ -125,7 +136,7 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         precision=choose_precision(config),
         max_steps=config.steps,
         max_epochs=-1,
-        logger=_loggers(out, config.wandb, name),
+        logger=_loggers(out, config.wandb),
         callbacks=[] if quiet else [TQDMProgressBar(refresh_rate=config.log_every)],
         enable_progress_bar=not quiet,
         enable_checkpointing=False,
@@ -162,10 +173,11 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
     return outcome
 
 
-def _loggers(out: Path, wandb: str, name: str) -> list[Logger]:
+def _loggers(out: Path, wandb: str) -> list[Logger]:
     loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=1)]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(out, name="tensorboard"))
     if wandb:
+        name = train_folder.recorded(out).get("id")
         loggers.append(WandbLogger(out.name, save_dir=out, project=wandb, id=name, resume="allow"))
     return loggers

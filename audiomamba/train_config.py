@@ -19,7 +19,8 @@ class TrainConfig:
         data: Folder made by `audiomamba prepare`; recipes take a folder of audio too.
         out: Folder of the run.
         start: Model of the same shape whose weights the run begins with: a shipped one, a folder or
-            a Hugging Face id; none begins with random ones.
+            a Hugging Face id; none begins with random ones. What it has learnt is kept by a
+            learning rate well below the default, such as 1e-4, and it is validated first.
         steps: Optimiser steps of the whole run; the learning rate's course is laid over them.
         batch: Rows a step, on each device.
         length: Samples a row, a multiple of the model's period.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ Curve = list[tuple[int, float]]  # steps, and bits per sample there
 def read_curves(out: str | Path) -> dict[str, Curve]:
     """Return bits per sample in training and validation, by step, of a run's folder.
 
-    Where a run went on from a checkpoint, the later leg counts.
+    Where a run went on from a checkpoint, or was started anew, the later leg counts from there on.
 
     Returns:
         Curves by name, "train" and "validation".
@@ -25,7 +26,11 @@ def read_curves(out: str | Path) -> dict[str, Curve]:
     curves: dict[str, dict[int, float]] = {name: {} for name in NAMES}
     for table in sorted(tables, key=lambda path: int(path.parent.name.split("_")[1])):
         with table.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+            rows = list(csv.DictReader(file))
+            first = min((int(row["step"]) for row in rows), default=math.inf)
+            for name, curve in curves.items():
+                curves[name] = {step: bits for step, bits in curve.items() if step < first}
+            for row in rows:
                 for name in NAMES:
                     if row.get(f"{name}/bits_per_sample"):
                         curves[name][int(row["step"])] = float(row[f"{name}/bits_per_sample"])

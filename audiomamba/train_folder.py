@@ -19,7 +19,12 @@ import dataclasses
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from audiomamba.checkpoint import WEIGHTS
 from audiomamba.config import ModelConfig
@@ -28,6 +33,7 @@ from audiomamba.train_config import TrainConfig
 
 RUN = "run.json"
 LAST = "last.ckpt"
+LOCK = ".lock"  # which a run holds as long as it goes on
 BEST = "best"
 LISTEN = "listen"
 DATA = "data"
@@ -62,30 +68,54 @@ def check_folder(out: Path, *, resume: bool) -> None:
 
 def requeued(out: Path) -> bool:
     """Return whether the run in a folder is that of this SLURM job, which was started before."""
-    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not (out / RUN).exists():
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return False
-    job = json.loads((out / RUN).read_text()).get("slurm_job")
+    job = recorded(out).get("slurm_job")
     return job is not None and job == os.environ.get("SLURM_JOB_ID")
 
 
-def begin(out: Path, model: ModelConfig, config: TrainConfig) -> str:
-    """Make the folder a run's, take away what a killed process left half-written in it.
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it.
 
-    Returns:
-        The run's name in logs that are kept elsewhere; the same each time it is resumed.
+    Raises:
+        FileExistsError: If another process trains there.
     """
     out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise FileExistsError(
+            f"another process trains in {out}; wait for it, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def tidy(out: Path) -> None:
+    """Take away what a killed process left half-written in a run's folder."""
     for folder in (out, out / BEST, out / LISTEN):
         for part in folder.glob(".*.part"):
             part.unlink(missing_ok=True)
-    record = out / RUN
-    name = json.loads(record.read_text())["id"] if record.exists() else secrets.token_hex(4)
+
+
+def record(out: Path, model: ModelConfig, config: TrainConfig) -> None:
+    """Write down what runs in the folder, and under which name; the same name when resumed."""
     values = {
-        "id": name,
+        "id": recorded(out).get("id") or secrets.token_hex(4),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "model": model.to_dict(),
         "train": dataclasses.asdict(config),
     }
-    with replacing(record) as part:
+    with replacing(out / RUN) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")
-    return str(name)
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """Return what `record` wrote into a folder; nothing if it has not."""
+    path = out / RUN
+    values: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return values

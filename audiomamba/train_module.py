@@ -34,10 +34,10 @@ from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
 from audiomamba.resume import check_processes_agree, check_readable, check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
 from audiomamba.train_config import PLACES, TrainConfig
-from audiomamba.train_folder import BEST, LAST, LISTEN
+from audiomamba.train_folder import BEST, LAST, LISTEN, record
 from audiomamba.train_listen import Listener, check_listening
 from audiomamba.train_log import History, Report, check_finite
-from audiomamba.train_stop import Stop
+from audiomamba.train_stop import SIGNALS, Stop
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,8 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         """Prepare what needs the device or its number, and listen for signals."""
         c, first = self.config, self.global_rank == 0
+        if first:
+            record(Path(c.out), self.model, c)
         self._stop.listen()  # after lightning, which takes its own back together with these
         self.objective = self._objective()  # which may take minutes
         if self.carried is not None:
@@ -160,6 +162,8 @@ class Training(pl.LightningModule):
         if c.listen_every and first:
             samples = check_listening(c.listen_seconds, self.model.sample_rate)
             self.listener = Listener(Path(c.out) / LISTEN, samples=samples, seed=c.seed)
+        if c.start and self.global_step == 0:
+            self._validate(0)  # so that the best is never worse than what the run began with
         self._clock = time.monotonic()
 
     def _objective(self) -> Any:
@@ -269,9 +273,12 @@ class Training(pl.LightningModule):
         saved = checkpoint.get("audiomamba")
         if saved is None:
             raise ValueError(f"{self.config.out}/{LAST} is no checkpoint of audiomamba")
-        # Before there was the choice of some.
+        # Before there was the choice of some, and before an "auto" was what it had come to.
+        now = self._run()
         then = {"learn_silence": False, "start": "", **saved["run"]}
-        check_same_run(then, self._run(), self.config.out)
+        if then["precision"] == "auto":
+            then["precision"] = now["precision"]
+        check_same_run(then, now, self.config.out)
         c, steps = self.config, checkpoint["global_step"]
         read = steps * c.batch * c.length * self.trainer.world_size
         self.samples = saved.get("samples", read)  # which checkpoints did not always have
@@ -282,16 +289,19 @@ class Training(pl.LightningModule):
             self.carried = map_state(lambda _: next(rows), fresh)
 
     def _run(self) -> dict[str, Any]:
-        return describe_run(self.model, self.config, self.trainer.world_size, self.store)
+        config = dataclasses.replace(self.config, precision=choose_precision(self.config))
+        return describe_run(self.model, config, self.trainer.world_size, self.store)
 
     # What happens between steps.
 
     def _why_stop(self) -> str | None:
-        why = self._stop.why()
+        """Return why to stop; of several processes all return the reason of one of them."""
+        mine = reason = self._stop.why()
         if self.trainer.world_size > 1:
-            anyone = self.trainer.strategy.reduce_boolean_decision(why is not None, all=False)
-            return why or ("another process" if anyone else None)
-        return why
+            reasons = [None, "max_minutes", *(number.name for number in SIGNALS)]
+            code = torch.tensor(float(reasons.index(mine)), device=self.device)
+            reason = reasons[int(self.trainer.strategy.reduce(code, reduce_op="max"))]
+        return reason
 
     def _check_and_log(self, step: int) -> None:
         """Log the steps since the last time, or raise if one is not finite."""
@@ -340,16 +350,19 @@ class Training(pl.LightningModule):
 
     def _export(self, directory: Path, step: int) -> None:
         """Write the averaged weights as a model that can be loaded."""
+        c = self.config
         if self.global_rank == 0:
             about = {
                 "step": step,
                 "samples": self.samples,
                 "validation_step": self.validated,
                 "validation_bits_per_sample": self.bits,
-                **dataclasses.asdict(self.config),
+                **dataclasses.asdict(c),
             }
             for name in PLACES:
                 del about[name]
+            if Path(c.start).is_absolute() or Path(c.start).is_dir():
+                about["start"] = Path(c.start).name  # where it lay says nothing elsewhere
             checkpoint.save(directory, self.model, self.average.state_dict(), training=about)
 
     def _save(self) -> None:

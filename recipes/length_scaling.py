@@ -23,6 +23,7 @@ import dataclasses
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ from audiomamba.files import replacing, sha256
 from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import provenance
 from audiomamba.recipe import (
+    FAILURES,
     RESULTS,
     SMALL,
     SMOKE,
     Recipe,
     Shape,
+    end,
     exit_as_stopped,
     result,
     with_data,
@@ -59,6 +62,13 @@ MODELS = {
 PAPER = {
     "s4-mlp": (1.4672, 1.4247, 1.4051, 1.3779, 1.3677, 1.3581, 1.3495, 1.3513),
     "mamba-complex": (1.4321, 1.3899, 1.3687, 1.3385, 1.3246, 1.3173, 1.3069, 1.3108),
+}
+PICTURE = "length_scaling.png"
+# What changes no result, and may be another when a sweep goes on.
+ASIDE = {
+    *("data", "out", "wandb", "max_minutes", "log_every", "checkpoint_every", "validate_every"),
+    *("validation_seconds", "validation_batch", "listen_every", "listen_seconds"),
+    *("accelerator", "compile", "activation_checkpointing", "cuda_graph"),
 }
 RECIPE = Recipe(
     description=__doc__ or "",
@@ -88,8 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
         models = {name: dataclasses.replace(shape, **SMALL) for name, shape in MODELS.items()}
     if (flags.length, flags.batch) != (RECIPE.train.length, RECIPE.train.batch):
         parser.error("--length and --batch follow from --lengths and --samples; give those")
-    from audiomamba.train import train  # which sets lightning's level, before this does
-
+    try:
+        from audiomamba.train import train  # which sets lightning's level, before this does
+    except ModuleNotFoundError as error:
+        raise SystemExit(str(error)) from None
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Before hours in which the files may change.
@@ -104,10 +116,15 @@ def main(arguments: list[str] | None = None) -> None:
             long_enough(store, "train", length)
         if not store.files("test"):
             raise ValueError(f"{store.directory} has no test clips")
+        began = time.monotonic()
         for length in flags.lengths:
             for name in flags.models:
+                minutes = base.max_minutes  # of the whole sweep
+                if minutes is not None:
+                    minutes = max(1e-9, minutes - (time.monotonic() - began) / 60)
                 one = dataclasses.replace(
                     base,
+                    max_minutes=minutes,
                     out=str(out / f"{name}-{length}-{base.steps}-{base.seed}"),
                     length=length,
                     batch=max(1, round(flags.samples / length)),
@@ -118,18 +135,18 @@ def main(arguments: list[str] | None = None) -> None:
                     continue
                 if not run(train, models[name], about, one, store, out, made):
                     return
-                draw(read(out), about, out / "length_scaling.png")
+                draw(read(out), about, out / PICTURE)
+        draw(read(out), about, out / PICTURE)  # also where all was done
         sys.stdout.write(f"results: {out.resolve()}\n")
-    except (OSError, ValueError, FloatingPointError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except FAILURES as error:
+        end(error)
 
 
 def describe(
     name: str, shape: Shape, config: TrainConfig, store: TokenStore, test_seconds: float | None
 ) -> dict[str, Any]:
     """Return what makes a result this one: the model, how it is trained, and on what."""
-    here = {"data", "out", "max_minutes", "accelerator", "log_every", "checkpoint_every", "wandb"}
-    settings = {**vars(shape), **{k: v for k, v in vars(config).items() if k not in here}}
+    settings = {**vars(shape), **{k: v for k, v in vars(config).items() if k not in ASIDE}}
     settings = json.loads(json.dumps(settings))  # as they will be read again
     data = sha256(store.directory / INDEX)
     return {"model": name, "data": data, "test_seconds": test_seconds, **settings}

@@ -58,6 +58,7 @@ def test_the_folder_holds_the_model_and_how_it_was_trained(
     assert f"| step | {5 if best else 7} |" in card
     assert "| validation bits per sample | 3.25 |" in card
     assert "validation seconds" not in card  # None says nothing
+    assert "| start |" not in card
     assert ("before they were rounded" in card) == half
     assert "2 x complex Mamba, time-invariant (Mamba-S4) at 4000 Hz" in card
     assert "2 x Mamba (S6) at 1333.33 Hz" in card

@@ -92,7 +92,7 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint_to_go_on_from(
     folder: Path, said: Any
 ) -> None:
     stopped = said["stopped"]
-    assert [one["stopped"] for one in stopped] == ["another process", "SIGTERM"], said["stderr"]
+    assert [one["stopped"] for one in stopped] == ["SIGTERM", "SIGTERM"], said["stderr"]
     step = stopped[0]["step"]
     assert [one["step"] for one in stopped] == [step, step]
     resumed = said["resumed"]

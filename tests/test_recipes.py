@@ -258,6 +258,43 @@ def test_results_are_of_the_averaged_model_on_all_test_clips(recipe, audio, tmp_
     assert results["validation"][-1][1] == pytest.approx(results["validation_bits_per_sample"])
 
 
+def test_a_short_validation_does_not_shorten_the_test(recipe, audio, tmp_path):
+    out = tmp_path / "run"
+    recipe.main(
+        ["--smoke", "--data", str(audio), "--out", str(out), "--validation-seconds", "0.01"]
+    )
+    results = json.loads((out / "results.json").read_text())
+    network, store = checkpoint.load(out), TokenStore(out / "data")
+    assert results["test_seconds"] is None
+    assert results["test_bits_per_sample"] == pytest.approx(evaluate(network, store), abs=1e-6)
+
+
+def test_a_run_on_tokens_elsewhere_is_resumed_without_naming_them(recipe, audio, tmp_path, capsys):
+    first, out = tmp_path / "first", tmp_path / "second"
+    recipe.main(["--smoke", "--data", str(audio), "--out", str(first)])
+    small = ["--preset", "tiny", "--accelerator", "cpu", "--batch", "2", "--length", "1024"]
+    small += ["--steps", "2", "--listen-every", "0", "--out", str(out)]
+    recipe.main([*small, "--data", str(first / "data"), "--max-minutes", "1e-9"])
+    recipe.main([*small, "--resume"])
+    assert "step 2 of 2" in capsys.readouterr().out
+    shutil.rmtree(first)
+    with pytest.raises(SystemExit, match=r"there is no folder .*first"):
+        recipe.main([*small, "--resume"])
+
+
+def test_a_full_device_is_told_in_one_line(recipe, tmp_path, monkeypatch):
+    def train(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore of it.")
+
+    monkeypatch.setattr("audiomamba.train.train", train)
+    with pytest.raises(SystemExit) as stopped:
+        recipe.main(["--smoke", "--out", str(tmp_path)])
+    assert stopped.value.code == (
+        "error: CUDA out of memory. Tried to allocate 9 GiB; give a smaller --batch or --length, "
+        "or --activation-checkpointing"
+    )
+
+
 def test_results_need_no_test_clips(recipe, audio, tmp_path):
     shutil.rmtree(audio / "test")
     recipe.main(["--smoke", "--data", str(audio), "--out", str(tmp_path / "run")])
@@ -289,7 +326,35 @@ def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys, caplog):
     assert capsys.readouterr().out.count("clips of 1024") == 1
     results = json.loads((out / "results.json").read_text())
     assert [(r["length"], r["batch"]) for r in results] == [(1024, 4), (2048, 2)]
+    (out / "length_scaling.png").unlink()
+    sweep.main(
+        [*common, "--lengths", "1024", "2048", "--listen-every", "2", "--validate-every", "3"]
+    )
+    assert "clips of" not in capsys.readouterr().out  # these flags change no result
     assert (out / "length_scaling.png").stat().st_size > 10_000
+
+
+def test_the_minutes_of_a_sweep_are_those_of_all_its_runs(tmp_path, monkeypatch):
+    sweep, given = load_recipe("length_scaling"), []
+
+    def train(model, config, resume):
+        given.append(config.max_minutes)
+        clock[0] += 90
+        return Outcome(step=4, bits_per_sample=8.0, best_bits_per_sample=8.0, stopped=None, rank=1)
+
+    clock = [0.0]
+    monkeypatch.setattr("audiomamba.train.train", train)
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+    common = ["--smoke", "--out", str(tmp_path), "--models", "s4-mlp"]
+    sweep.main([*common, "--lengths", "1024", "2048", "4096", "--max-minutes", "2"])
+    assert given == [2, 0.5, pytest.approx(0, abs=1e-6)]
+    assert given[-1] > 0
+
+
+def test_a_sweep_without_lightning_says_so_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "audiomamba.train", None)
+    with pytest.raises(SystemExit, match=r"^[^\n]*audiomamba\.train[^\n]*$"):
+        load_recipe("length_scaling").main(["--smoke"])
 
 
 def test_sweeps_beside_each_other_keep_all_results(tmp_path, monkeypatch):

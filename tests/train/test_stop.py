@@ -11,7 +11,7 @@ import torch
 
 from audiomamba import checkpoint, train_stop
 from audiomamba.train import train
-from audiomamba.train_folder import LAST
+from audiomamba.train_folder import LAST, RUN, held
 from audiomamba.train_module import Training
 from tests.train.runs import MODEL, config, read
 
@@ -160,10 +160,35 @@ def test_another_run_is_not_resumed(data, tmp_path):
     with pytest.raises(FileExistsError, match="holds a run; go on with it by --resume"):
         train(MODEL, c)  # killed before its first checkpoint
     (tmp_path / "hidden").rename(tmp_path / LAST)
+    before = (tmp_path / RUN).read_text()
     with pytest.raises(ValueError, match="has batch 2, and this one has 3"):
         train(MODEL, dataclasses.replace(c, batch=3), resume=True)
+    assert (tmp_path / RUN).read_text() == before
     with pytest.raises(ValueError, match=r"has model\.d_model 8"):
         train(dataclasses.replace(MODEL, d_model=16), c, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_do_not_train_in_one_folder(data, tmp_path, resume):
+    c = config(data, tmp_path / "run", steps=1)
+    with (
+        held(tmp_path / "run"),
+        pytest.raises(FileExistsError, match=r"another process trains in .*run; wait for it"),
+    ):
+        train(MODEL, c, resume=resume)
+    assert train(MODEL, c, resume=resume).step == 1
+
+
+def test_a_precision_is_compared_as_what_it_came_to(data, tmp_path):
+    c = config(data, tmp_path, steps=1)
+    train(MODEL, c)
+    saved = read(tmp_path)
+    assert saved["audiomamba"]["run"]["precision"] == "32-true"
+    with pytest.raises(ValueError, match="has precision 32-true, and this one has bf16-mixed"):
+        train(MODEL, dataclasses.replace(c, steps=2, precision="bf16-mixed"), resume=True)
+    saved["audiomamba"]["run"]["precision"] = "auto"  # as it was once written
+    torch.save(saved, tmp_path / LAST)
+    assert train(MODEL, dataclasses.replace(c, steps=2), resume=True).step == 2
 
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):

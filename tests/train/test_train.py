@@ -18,6 +18,7 @@ from audiomamba.objective import Objective
 from audiomamba.tokenizer import Tokenizer
 from audiomamba.train import train
 from audiomamba.train_config import TrainConfig
+from audiomamba.train_curve import read_curves
 from audiomamba.train_log import History
 from audiomamba.train_module import Training, replays_graphs
 from tests.train.runs import MODEL, config, read
@@ -64,6 +65,10 @@ def test_a_run_begins_with_the_weights_of_another(data, tmp_path):
     still = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "validate_every": 1}
     c = config(data, then, start=str(first), steps=2, seed=1, **still)
     train(MODEL, dataclasses.replace(c, steps=1))
+    bits = evaluate(checkpoint.load(first), TokenStore(data), "validation")
+    assert read_curves(then)["validation"][0] == (0, pytest.approx(bits, abs=1e-6))
+    about = json.loads((then / "config.json").read_text())["training"]
+    assert about["start"] == "first"
     theirs, ours = (checkpoint.load(folder).state_dict() for folder in (first, then))
     for name, value in theirs.items():
         assert torch.allclose(ours[name], value, rtol=0, atol=1e-9), name
@@ -71,6 +76,14 @@ def test_a_run_begins_with_the_weights_of_another(data, tmp_path):
     assert train(MODEL, c, resume=True).step == 2
     with pytest.raises(ValueError, match=r"has start .*first, and this one has ;"):
         train(MODEL, dataclasses.replace(c, start=""), resume=True)
+
+
+def test_the_best_is_not_worse_than_what_a_run_began_with(data, tmp_path):
+    first, then = tmp_path / "first", tmp_path / "then"
+    train(MODEL, config(data, first))
+    train(MODEL, config(data, then, start=str(first), learning_rate=1.0, steps=3, ema_decay=0.0))
+    theirs, best = (checkpoint.load(folder).state_dict() for folder in (first, then / "best"))
+    assert all(torch.equal(best[name], value) for name, value in theirs.items())
 
 
 def test_a_run_begins_with_no_model_of_another_shape(data, tmp_path):
