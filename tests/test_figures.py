@@ -159,6 +159,12 @@ def test_the_figures_of_the_sweep_over_lengths() -> None:
     assert (len(bits) < 24) == ("points are missing" in flat())
 
 
+def test_the_figure_of_piano_trained_on() -> None:
+    bits = f"{read(RECIPES / 'youtubemix_piano.json')['test_bits_per_sample'] - 5e-5:.3f}"
+    assert f"([weights](recipes/results/youtubemix_piano)) | {bits} |" in README
+    assert f"| {bits} bits per sample on test clips |" in (RECIPES / "README.md").read_text("utf-8")
+
+
 def percent(results: Sequence[Any], key: str) -> str:
     """Return mean and standard deviation over three seeds."""
     assert [x["seed"] for x in results] == [0, 1, 2]
