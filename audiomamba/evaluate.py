@@ -65,13 +65,11 @@ def cut(store: TokenStore, split: Split, seconds: float | None = None) -> list[P
     files = store.files(split)
     if not files:
         raise ValueError(f"{store.directory} has no {split} files")
-    limit = LONGEST
-    if seconds is not None:
-        limit = min(limit, max(1, int(seconds * store.sample_rate / len(files))))
+    share = None if seconds is None else max(1, int(seconds * store.sample_rate / len(files)))
     pieces = []
     for file in files:
-        end = file.samples if seconds is None else min(file.samples, limit)
-        pieces += [Piece(file, at, min(limit, end - at)) for at in range(0, end, limit)]
+        end = file.samples if share is None else min(file.samples, share)
+        pieces += [Piece(file, at, min(LONGEST, end - at)) for at in range(0, end, LONGEST)]
     return sorted(pieces, key=lambda piece: -piece.samples)
 
 

@@ -73,6 +73,13 @@ def test_very_long_clips_are_read_in_pieces(network, store, monkeypatch):
     assert bits == pytest.approx(sum(expected(network, store)), rel=0.05)
 
 
+def test_seconds_of_more_than_a_piece_are_all_read(store, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 40)
+    pieces = cut(store, "test", 4.0)  # 400 samples, 100 a clip
+    assert [piece.samples for piece in pieces] == [40, 40, 37, 20, 8, 1]
+    assert [piece.start for piece in pieces] == [0, 40, 0, 80, 0, 0]
+
+
 def test_the_network_is_left_as_it_was(network, store):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     evaluate(network.train(), store, seconds=0.1)
