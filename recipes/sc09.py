@@ -7,8 +7,9 @@ r"""Spoken digits, sample by sample: the SC09 experiment of the Mamba paper.
     audiomamba generate -m runs/sc09 --seconds 1 -n 10
 
 FOLDER is laid out as Speech Commands: a folder of clips for each word, validation_list.txt and
-testing_list.txt; only the ten digits are read. Without --data it is data/sc09, fetched if it is not
-there (2.4 GB). Clips shorter than a second end in silence, which is learnt, so that words end
+testing_list.txt; only the ten digits are read. Or it is tokens that `audiomamba prepare` has made,
+of recordings that are split otherwise. Without --data it is data/sc09, fetched if it is not there
+(2.4 GB). Clips shorter than a second end in silence, which is learnt, so that words end
 (--no-learn-silence leaves it out); scores are of the clips alone. A step of 16 clips takes 14 GB on
 a GPU and more than 22 on a CPU: ask for less there, as above. When the run ends, OUT/results.json
 says how it does on the test clips, and results.png how it came there.

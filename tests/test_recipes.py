@@ -107,6 +107,17 @@ def test_mistakes_end_with_one_line(recipe, tmp_path, monkeypatch, capsys, argum
     assert not list(tmp_path.iterdir())
 
 
+def test_digits_without_lists_are_refused(audio, tmp_path):
+    sc09, digits, out = load_recipe("sc09"), tmp_path / "digits", tmp_path / "run"
+    for word in sc09.RECIPE.only:
+        shutil.copytree(audio / "train", digits / word)
+    with pytest.raises(
+        SystemExit, match=r"^error: .*/digits has no validation_list\.txt and [^\n]+$"
+    ):
+        sc09.main(["--smoke", "--data", str(digits), "--out", str(out)])
+    assert not out.exists()
+
+
 def parameters(shape):
     with torch.device("meta"):
         network = WaveformModel(shape.config())

@@ -93,7 +93,7 @@ def prepare(
     Every audio file under DIRECTORY becomes tokens in OUT/tokens.bin, listed in OUT/index.json.
     The splits are those of validation_list.txt and testing_list.txt (Speech Commands), or the
     subfolders train, validation and test; without either files are split 88, 6 and 6 % by position
-    in natural order.
+    in natural order. Several folders of --only need one of the two.
     """
     from audiomamba.data.prepare import prepare as prepare_folder
     from audiomamba.data.tokens import SPLITS

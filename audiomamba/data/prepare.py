@@ -55,7 +55,8 @@ def prepare(
         out: The folder to write; made if it is not there.
         tokenizer: Defaults to 8-bit mu-law.
         sample_rate: Hz, of the tokens; other rates are resampled.
-        only: Take these subfolders and no others, such as ten words of Speech Commands.
+        only: Take these subfolders and no others, such as ten words of Speech Commands. Several
+            are not split by position, by which whole words would be for one split alone.
         speeds: Training files are taken once at each of these speeds (0.9 is slower and lower), so
             that a small corpus says more; the others once, as they are. Three speeds, 0.9, 1 and
             1.1, are usual in speech recognition (Ko et al. 2015, "Audio augmentation for speech
@@ -73,8 +74,8 @@ def prepare(
         FileExistsError: If `out` holds prepared tokens and `overwrite` is not given.
         OSError: If a folder cannot be searched, or `out` cannot be written.
         ValueError: If there is no audio, also in one of the folders asked for, a file is unusable
-            (see `audiomamba.audio.read`), the splits are not clear (see `assign_splits`), or speeds
-            are out of range.
+            (see `audiomamba.audio.read`), the splits are not clear (see `assign_splits`, and
+            `only`), or speeds are out of range.
     """
     directory, out = Path(directory), Path(out)
     tokenizer = tokenizer or Tokenizer()
@@ -86,7 +87,10 @@ def prepare(
             "folder"
         )
     paths = _choose(find_audio(directory), directory, only)
-    splits, split_rule = assign_splits(paths, read_lists(directory))
+    listed = read_lists(directory)
+    if listed is None and only is not None:
+        _check_not_by_position(directory, only)
+    splits, split_rule = assign_splits(paths, listed)
     jobs = [
         (path, split, speed)
         for path, split in zip(paths, splits, strict=True)
@@ -181,6 +185,16 @@ def _choose(
     if missing:
         raise ValueError(f"{directory} has no audio in a folder {missing[0]}")
     return [path for path in paths if path.parts[0] in only]
+
+
+def _check_not_by_position(directory: Path, only: Collection[str]) -> None:
+    if len(set(only)) > 1 and not set(only) & set(SPLITS):
+        raise ValueError(
+            f"{directory} has no {' and no '.join(LISTS)}, and split by position whole folders of "
+            f"{', '.join(only)} would be for one split alone; get the lists of Speech Commands, or "
+            "put the clips into folders train, validation and test, make tokens of those "
+            "(audiomamba prepare FOLDER TOKENS, without --only) and train on TOKENS"
+        )
 
 
 def read_lists(directory: Path) -> dict[PurePosixPath, Split] | None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from audiomamba.data import TokenStore
-from audiomamba.data.prepare import assign_splits, find_audio, prepare, read_lists
+from audiomamba.data.prepare import LISTS, assign_splits, find_audio, prepare, read_lists
 from tests.data.audio_files import make
 
 
@@ -81,6 +81,35 @@ def test_some_folders_can_be_taken_alone(words: Path) -> None:
     for missing in ("three", "0.wav"):
         with pytest.raises(ValueError, match=f"words has no audio in a folder {missing}"):
             prepare(words, words.parent / "again", only=["one", missing])
+
+
+def test_words_without_lists_are_not_split_by_position(words: Path) -> None:
+    for name in LISTS:
+        (words / name).unlink()
+    message = (
+        r"words has no validation_list\.txt and no testing_list\.txt, .* folders of two, one would "
+        r"be for one split alone; get the lists of Speech Commands, or .* into folders train"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare(words, words.parent / "out", only=["two", "one"])
+    assert not (words.parent / "out").exists()
+
+    make(words, *(f"up/{i}.wav" for i in range(9)))
+    assert prepare(words, words.parent / "up", only=["up"]).split_rule.startswith("by position")
+
+
+def test_words_in_folders_of_the_splits_need_no_lists(words: Path) -> None:
+    """What the message above says, and with `only` the splits themselves."""
+    for name in LISTS:
+        (words / name).unlink()
+    for split, word in (("train", "one"), ("validation", "two"), ("test", "up")):
+        (words / split).mkdir()
+        (words / word).rename(words / split / word)
+    assert prepare(words, words.parent / "out").split_rule == "by folder"
+    store = prepare(words, words.parent / "two", only=["train", "test"])
+    assert {file.path.split("/")[0] for file in store.files()} == {"train", "test"}
+    with pytest.raises(ValueError, match="words has no audio in a folder one"):
+        prepare(words, words.parent / "words", only=["one", "two"])
 
 
 def test_lists_come_before_folders_named_like_splits(words: Path) -> None:
