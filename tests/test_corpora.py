@@ -196,6 +196,34 @@ def test_a_hub_out_of_reach_is_told(
         fetch_beethoven(tmp_path / "piano")
 
 
+class ReadError(Exception):
+    """As those of the Hub's network library, which are no OSErrors."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ReadError("Connection reset by peer\nmore"), "Connection reset by peer"),
+        (ReadError(), "ReadError"),
+    ],
+)
+def test_a_connection_that_breaks_in_mid_file_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, reason: str
+) -> None:
+    refuse(monkeypatch, error)
+    code, _, err = run("fetch", "beethoven", tmp_path / "piano")
+    start = "error: krandiash/beethoven cannot be had from the Hugging Face Hub: "
+    assert (code, err) == (1, f"{start}{reason}\n")
+
+
+def test_a_mistake_of_the_program_is_not_the_hub_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refuse(monkeypatch, TypeError("snapshot_download() got an unexpected argument"))
+    with pytest.raises(TypeError, match="unexpected argument"):
+        fetch_beethoven(tmp_path / "piano")
+
+
 @pytest.mark.parametrize("archives", [0, 1, 2])
 def test_the_archive_of_the_hub_is_unpacked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archives: int

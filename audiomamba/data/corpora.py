@@ -83,7 +83,6 @@ def fetch_beethoven(folder: str | os.PathLike[str], *, progress: bool = True) ->
 def _fetch_from_hub(repository: str, folder: Path, *, progress: bool) -> Path:
     """Unpack the one archive of a dataset, which stays in the Hub's cache."""
     from huggingface_hub import get_token, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     check_new(folder)
@@ -91,7 +90,9 @@ def _fetch_from_hub(repository: str, folder: Path, *, progress: bool) -> Path:
         disable_progress_bars()
     try:
         snapshot = snapshot_download(repository, repo_type="dataset", allow_patterns="*.zip")
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (AssertionError, AttributeError, NameError, TypeError):  # a mistake of the program
+        raise
+    except Exception as error:  # of the network's libraries too, which derive from nothing common
         if any(_status(cause) in (401, 403) for cause in (error, error.__cause__)):
             reason = "your token has no access" if get_token() else "you are not logged in"
             raise PermissionError(
@@ -99,7 +100,7 @@ def _fetch_from_hub(repository: str, folder: Path, *, progress: bool) -> Path:
                 f"at https://huggingface.co/datasets/{repository}, then `hf auth login` or set "
                 "HF_TOKEN; or train on any other folder of audio: audiomamba prepare FOLDER TOKENS"
             ) from error
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(f"{repository} cannot be had from the Hugging Face Hub: {reason}") from error
     archives = list(Path(snapshot).glob("*.zip"))
     if len(archives) != 1:
