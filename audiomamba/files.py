@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +29,53 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     temporary.write_text("{}")
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = part_of(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Return a hidden name in the same folder that tells the machine and the process."""
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.part")
+
+
+def sweep(path: Path) -> None:
+    """Remove the files and folders named by `part_of` that killed processes have left.
+
+    To be called before this process has any of the path. What another machine left in a shared
+    folder stays: whether its processes live cannot be told from here.
+    """
+    for part in path.parent.glob(f".{glob.escape(path.name)}.{_machine()}.*.part"):
+        process = part.name.split(".")[-2]
+        if not process.isdecimal() or _lives_elsewhere(int(process)):
+            continue
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """Return a short name of this machine, of no odd characters."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _lives_elsewhere(process: int) -> bool:
+    """Return whether a number may be another live process's, of this machine."""
+    if process == os.getpid():
+        return False  # in a container it often is the number of the one before, too
+    if os.name != "posix":
+        return True  # the signal would not ask but kill
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 @contextmanager

@@ -225,7 +225,8 @@ def extract(
     """
     archive, folder = Path(archive), Path(folder)
     check_new(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    files.sweep(folder)
+    temporary = files.part_of(folder)
     temporary.mkdir(parents=True)
     left = limit_bytes
     try:

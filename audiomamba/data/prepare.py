@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from audiomamba import audio
 from audiomamba.data.tokens import INDEX, SPLITS, TOKENS, Split, TokenFile, TokenStore, write_index
-from audiomamba.files import replacing, sha256
+from audiomamba.files import replacing, sha256, sweep
 from audiomamba.tokenizer import Tokenizer
 
 LISTS: dict[str, Split] = {"validation_list.txt": "validation", "testing_list.txt": "test"}
@@ -97,6 +97,8 @@ def prepare(
         for speed in (speeds if split == "train" else (1.0,))
     ]
     out.mkdir(parents=True, exist_ok=True)
+    for name in (INDEX, TOKENS):
+        sweep(out / name)
     with replacing(out / INDEX) as index:
         with replacing(out / TOKENS) as tokens:
             files: list[TokenFile] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,11 @@ def music(tmp_path: Path) -> Path:
     (folder / "README.md").write_text("not audio")
     make(folder, "train/.hidden.wav", ".cache/x.wav")
     return folder
+
+
+@pytest.fixture
+def killed() -> int:
+    """The number of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from audiomamba.data.download import extract
+from audiomamba.files import part_of
 from tests.data.contents import CONTENT, names
 
 FILES = {"a.txt": b"a", "deep/er/b.bin": CONTENT, "empty": b""}
@@ -58,6 +60,21 @@ def test_an_archive_becomes_a_folder(tmp_path: Path, name: str) -> None:
     extract(archive, tmp_path / "new/some", keep=lambda path: path.parts[0] == "deep")
     assert tree(tmp_path / "new") == {"some/deep/er/b.bin": CONTENT}
     assert names(tmp_path) == ["new", "out", name]
+
+
+def test_what_a_killed_process_unpacked_is_swept(
+    tmp_path: Path, killed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, left = pack_any(tmp_path / "x.tar"), []
+    for process in (killed, os.getpid(), os.getppid()):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda process=process: process)
+            left.append(part_of(tmp_path / "out"))
+        (left[-1] / "deep").mkdir(parents=True)
+        (left[-1] / "deep/stale.txt").write_bytes(b"left")
+    extract(archive, tmp_path / "out")
+    assert tree(tmp_path / "out") == FILES
+    assert [path for path in left if path.exists()] == left[2:]  # of a process that lives
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,8 @@ import pytest
 from audiomamba import audio
 from audiomamba.data import TokenStore
 from audiomamba.data.prepare import prepare
+from audiomamba.data.tokens import INDEX, TOKENS
+from audiomamba.files import part_of
 from audiomamba.tokenizer import Encoding, Tokenizer
 
 
@@ -98,6 +101,24 @@ def test_prepared_tokens_are_not_overwritten_unasked(music: Path) -> None:
     assert (out / "tokens.bin").read_bytes() == before
     store = prepare(music, out, Tokenizer("linear", 9), overwrite=True)
     assert TokenStore(out).tokenizer == store.tokenizer == Tokenizer("linear", 9)
+
+
+def test_what_a_killed_prepare_left_is_swept(
+    music: Path, killed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = music.parent / "out"
+    out.mkdir()
+    left = []
+    for process in (killed, os.getpid(), os.getppid()):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda process=process: process)
+            left += [part_of(out / name) for name in (INDEX, TOKENS)]
+    left.append(out / f".{TOKENS}.another.{killed}.part")  # machine
+    for path in left:
+        path.write_bytes(b"left")
+    store = prepare(music, out)
+    assert sum(file.samples for file in store.files()) == (out / TOKENS).stat().st_size
+    assert {*out.glob(".*")} == {*left[4:]}  # of a process that lives, and of another machine
 
 
 def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
