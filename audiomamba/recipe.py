@@ -165,7 +165,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; go on: the same command with --resume\n")
     sys.stdout.write(f"listen: audiomamba generate -m {Path(config.out).resolve()}\n")
-    exit_as_stopped(outcome)
+    exit_as_stopped(outcome.stopped)
 
 
 def end(error: Exception) -> NoReturn:
@@ -177,10 +177,10 @@ def end(error: Exception) -> NoReturn:
     raise SystemExit(f"error: {reason}") from None
 
 
-def exit_as_stopped(outcome: Outcome) -> None:
+def exit_as_stopped(why: str | None) -> None:
     """Exit with the status that a shell gives to a signal, if one has stopped the run."""
-    if outcome.stopped is not None and outcome.stopped in signal.Signals.__members__:
-        raise SystemExit(128 + signal.Signals[outcome.stopped])
+    if why is not None and why in signal.Signals.__members__:
+        raise SystemExit(128 + signal.Signals[why])
 
 
 def make_parser(recipe: Recipe) -> Parser:

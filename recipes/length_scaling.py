@@ -169,7 +169,7 @@ def run(
     outcome = train(model, config, resume=Path(config.out).exists())
     if outcome.stopped:
         sys.stdout.write(f"stopped by {outcome.stopped}; the same command goes on\n")
-        exit_as_stopped(outcome)
+        exit_as_stopped(outcome.stopped)
         return False
     if outcome.rank:
         return True

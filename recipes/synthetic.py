@@ -5,7 +5,8 @@ and the models that it compares. A model is a `WaveformModel` without pooling, w
 blocks, norm and head; its tokenizer only says how many tokens there are.
 
 A run's folder holds last.ckpt, from which `--resume` goes on, and logs/version_N/metrics.csv, one
-for each time the run was started.
+for each time the run was started. Ctrl-C, SIGTERM and SIGUSR1 stop after the step at hand, with a
+checkpoint; runs of several processes stop where they next log, test or save.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from audiomamba.objective import UNKNOWN, Objective, capture
 from audiomamba.optim import parameter_groups
 from audiomamba.resume import check_readable, check_same_run
 from audiomamba.tokenizer import Tokenizer
+from audiomamba.train_stop import Stop
 
 try:
     import lightning.pytorch as pl
@@ -190,8 +192,9 @@ class Training(pl.LightningModule):
             torch.manual_seed(config.seed)
             self.network = WaveformModel(config.model())
         self.history: list[list[float]] = []  # [step, accuracy at the training length]
-        self.stopped = False
-        self.began = self.clock = time.monotonic()
+        self.stopped: str | None = None  # why
+        self.stop = Stop(config.max_minutes)
+        self.clock = time.monotonic()
 
     def train_dataloader(self) -> Steps:
         """Return the run's batches, from the step it has come to."""
@@ -217,8 +220,9 @@ class Training(pl.LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Prepare what needs the device."""
+        """Prepare what needs the device, and listen for signals."""
         c = self.config
+        self.stop.listen()  # after lightning, which takes its own back together with these
         objective: Any = Objective(
             self.network, torch.bfloat16 if c.precision == "bf16-mixed" else None
         )
@@ -241,7 +245,10 @@ class Training(pl.LightningModule):
         c, step, strategy = self.config, self.global_step, self.trainer.strategy
         done = step >= c.steps
         validate, save = (done or step % n == 0 for n in (c.validate_every, c.checkpoint_every))
-        if not (validate or save or step % c.log_every == 0):
+        check = validate or save or step % c.log_every == 0
+        if check or self.trainer.world_size == 1:
+            self.stopped = None if done else self.why_stop()
+        if not (check or self.stopped):
             return
         loss, steps = strategy.reduce(self.lately, reduce_op="sum").tolist()  # waits for the device
         weights = all(bool(x.isfinite().all()) for x in self.network.parameters())
@@ -263,13 +270,20 @@ class Training(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(values, step)
             logger.save()
-        late = c.max_minutes is not None and time.monotonic() - self.began > 60 * c.max_minutes
-        self.stopped = strategy.reduce_boolean_decision(late, all=False) and not done
         if save or self.stopped:
             self.save(Path(c.out) / LAST)
-        self.trainer.should_stop = self.stopped
+        if self.stopped:
+            self.trainer.should_stop = True
         self.lately.zero_()
         self.clock = time.monotonic()
+
+    def why_stop(self) -> str | None:
+        """Return why the run stops now, the same way in all processes, or None."""
+        why = self.stop.why()
+        if self.trainer.world_size > 1:
+            anyone = self.trainer.strategy.reduce_boolean_decision(why is not None, all=False)
+            return why or ("another process" if anyone else None)
+        return why
 
     def save(self, last: Path) -> None:
         """Write a checkpoint, whole or not at all."""

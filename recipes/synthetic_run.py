@@ -28,7 +28,7 @@ from audiomamba.flags import (
 )
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
-from audiomamba.recipe import RESULTS, write_json
+from audiomamba.recipe import RESULTS, exit_as_stopped, write_json
 
 # A smoke run: a few steps that come by everything, of any preset made small.
 SMOKE = {
@@ -70,6 +70,10 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
 
     Returns:
         What is in results.json; None in any process but the first, or if the run was stopped.
+
+    Raises:
+        SystemExit: If it fails, with one line; if a signal has stopped it, with the status that a
+            shell gives to the signal.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     first = Parser(add_help=False, allow_abbrev=False)
@@ -101,7 +105,9 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
     if trainer.global_rank:
         return None
     if module.stopped:
-        print(f"stopped at step {trainer.global_step} of {config.steps}; go on: add --resume")
+        at = f"at step {trainer.global_step} of {config.steps}"
+        print(f"stopped by {module.stopped} {at}; go on: add --resume")
+        exit_as_stopped(module.stopped)
         return None
     device = trainer.strategy.root_device
     network = module.network.to(device)

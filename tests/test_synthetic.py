@@ -1,7 +1,9 @@
 import importlib
 import json
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,7 +98,7 @@ def test_every_place_and_token_is_drawn(name):
 def test_a_stopped_run_resumes_to_the_same_bits(name, tmp_path, capsys):
     whole = run(name, out=tmp_path / "whole")
     assert run(name, out=tmp_path / "halves", **{"max-minutes": 1e-9}) is None
-    assert "stopped at step 2 of 6; go on: add --resume" in capsys.readouterr().out
+    assert "stopped by max_minutes at step 1 of 6; go on: add --resume" in capsys.readouterr().out
     halves = run(name, "--resume", out=tmp_path / "halves")
 
     one, other = (torch.load(tmp_path / n / "last.ckpt") for n in ("whole", "halves"))
@@ -107,6 +109,58 @@ def test_a_stopped_run_resumes_to_the_same_bits(name, tmp_path, capsys):
     assert [row["accuracy"] for row in whole["test"]] == [row["accuracy"] for row in halves["test"]]
     again = run(name, "--resume", out=tmp_path / "halves", steps=7)
     assert again["steps"] == 7
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_stops_after_the_step_and_resumes_to_the_same_bits(
+    name, tmp_path, capsys, monkeypatch
+):
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"the system has no {name}")
+    whole = run("induction_heads", out=tmp_path / "whole")
+    training = sys.modules["synthetic"].Training
+    step = training.training_step
+
+    def end(self, batch, index):
+        if self.global_step == 2:
+            signal.raise_signal(number)
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "training_step", end)
+        with pytest.raises(SystemExit) as stopped:
+            run("induction_heads", out=tmp_path / "halves")
+    assert stopped.value.code == 128 + number
+    said = capsys.readouterr().out
+    assert f"stopped by {name} at step 3 of 6; go on: add --resume" in said
+    assert torch.load(tmp_path / "halves/last.ckpt")["global_step"] == 3
+    halves = run("induction_heads", "--resume", out=tmp_path / "halves")
+
+    one, other = (torch.load(tmp_path / n / "last.ckpt") for n in ("whole", "halves"))
+    assert one["global_step"] == other["global_step"] == 6
+    assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())
+    assert whole["validation"] == halves["validation"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "anyone", "why"),
+    [("SIGTERM", True, "SIGTERM"), (None, True, "another process"), (None, False, None)],
+)
+def test_processes_stop_together(mine, anyone, why):
+    asked = []
+
+    def decide(decision, *, all):
+        asked.append((decision, all))
+        return anyone
+
+    strategy = SimpleNamespace(reduce_boolean_decision=decide)
+    process = SimpleNamespace(
+        stop=SimpleNamespace(why=lambda: mine),
+        trainer=SimpleNamespace(world_size=2, strategy=strategy),
+    )
+    assert importlib.import_module("synthetic").Training.why_stop(process) == why
+    assert asked == [(mine is not None, False)]
 
 
 def test_a_run_leaves_table_results_picture_and_log(tmp_path, capsys):
