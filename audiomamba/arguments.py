@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     temperature: float | None
     top_k: int | None
     top_p: float | None
-    guard: Guard | bool
+    guard: Guard | bool | None
 
 
 def count_samples(seconds: float, sample_rate: int) -> int:

@@ -54,6 +54,7 @@ class AudioModel:
         weights: Of the matrices that generate, not of `network`: "float32", or, of an engine on a
             GPU, "bfloat16"; None is float32, and for `resume` what it was saved with.
         validation_bits: Bits per sample on recordings that it did not learn; None if not known.
+        guard: Whether its makers found it to need a guard; used where nothing is said of one.
 
     Raises:
         ValueError: If the engine has no such weights.
@@ -72,6 +73,7 @@ class AudioModel:
         temperature: float = 1.0,
         weights: Weights | None = None,
         validation_bits: float | None = None,
+        guard: bool = False,
     ) -> None:
         self.network = network.eval()
         self.name = name
@@ -79,6 +81,7 @@ class AudioModel:
         self.temperature = temperature
         self.weights = weights
         self.validation_bits = validation_bits
+        self.guard = guard
         if weights is not None:
             check_weights(self.engine, weights)
 
@@ -178,7 +181,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        guard: Guard | bool = False,
+        guard: Guard | bool | None = None,
         prompt: Waveform | Tensor | Sequence[Waveform | Tensor] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Waveform | list[Waveform]:
@@ -195,7 +198,8 @@ class AudioModel:
                 model's own.
             top_k: Draw from this many of the likeliest levels; None is all.
             top_p: Draw from the fewest levels that hold this share of the probability; None is all.
-            guard: True draws anew what runs away into noise, by `default_guard`; or a guard.
+            guard: True draws anew what runs away into noise, by `default_guard`, False never does;
+                or a guard; None is the model's own.
             prompt: Waveform (samples,) in [-1, 1] at `sample_rate`, to be continued; or a list of
                 these, of any lengths, of which row i continues prompt i.
             progress: Called with the count of samples newly made.
@@ -236,7 +240,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        guard: Guard | bool = False,
+        guard: Guard | bool | None = None,
         prompt: Prompt | Sequence[Prompt] | None = None,
         batch: Batch = None,
         progress: Callable[[int], None] | None = None,
@@ -290,7 +294,7 @@ class AudioModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        guard: Guard | bool = False,
+        guard: Guard | bool | None = None,
         prompt: Prompt | Sequence[Prompt] | None = None,
     ) -> Session:
         """Begin sounds that are made piece by piece, can be saved, and go on later.
@@ -396,5 +400,6 @@ class AudioModel:
     def _sampling(self, own: float | None, top_k: int | None, top_p: float | None) -> Sampling:
         return Sampling(self.temperature if own is None else own, top_k, top_p)
 
-    def _guard(self, guard: Guard | bool) -> Guard | None:
+    def _guard(self, guard: Guard | bool | None) -> Guard | None:
+        guard = self.guard if guard is None else guard
         return (self.default_guard() if guard is True else guard) or None

@@ -39,6 +39,7 @@ def save(
     *,
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
+    guard: bool = False,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write config.json and model.safetensors, each to a temporary name first.
@@ -49,12 +50,14 @@ def save(
         weights: The state dict of a `WaveformModel`.
         dtype: Stored type; float16 halves the file and costs less than the rounding to 256 levels.
         temperature: What `generate` takes where none is given.
+        guard: Whether `generate` guards it from noise where nothing is said of it; needs validation
+            bits in `training`.
         training: Plain values to keep in the config under "training" (steps, data, scores), of
             which loading reads "validation_bits_per_sample" alone.
     """
     values = {
         "model": config.to_dict(),
-        "generation": {"temperature": temperature},
+        "generation": {"temperature": temperature, "guard": guard},
         "training": training or {},
     }
     write(directory, values, weights, dtype)
@@ -178,6 +181,20 @@ def read_temperature(directory: Path) -> float:
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError(f"{directory / CONFIG}: temperature is {value!r}; it must be 0 or more")
     return float(value)
+
+
+def read_guard(directory: Path) -> bool:
+    """Read whether a folder's model is made to be guarded from noise; raises as `load`."""
+    generation = _read(directory).get("generation", {})
+    value = generation.get("guard", False) if isinstance(generation, dict) else False
+    if not isinstance(value, bool):
+        raise ValueError(f"{directory / CONFIG}: guard is {value!r}; it must be true or false")
+    if value and read_validation_bits(directory) is None:
+        raise ValueError(
+            f"{directory / CONFIG}: guard is true, and there are no validation bits, from which "
+            "its limit follows; make it false"
+        )
+    return value
 
 
 def read_validation_bits(directory: Path) -> float | None:

@@ -57,6 +57,7 @@ def export(run: str | Path, out: str | Path, *, best: bool = False, half: bool =
         network.state_dict(),
         dtype=dtype,
         temperature=checkpoint.read_temperature(source),
+        guard=checkpoint.read_guard(source),
         training=about,
     )
     with replacing(out / CARD) as part:

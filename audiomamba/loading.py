@@ -36,4 +36,5 @@ def load(
         temperature=checkpoint.read_temperature(directory),
         weights=weights,
         validation_bits=checkpoint.read_validation_bits(directory),
+        guard=checkpoint.read_guard(directory),
     )

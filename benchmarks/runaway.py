@@ -10,7 +10,8 @@ A setting is TEMPERATURE, /TOP_P where there is a cut, +guard where a guard watc
 has the same streams of random numbers. What counts as noise is measured on the waveform, by level
 and flatness (`audiomamba.drift`), where a guard looks at likelihoods alone. With --data, tokens of
 recordings, all of these are counted too, in pieces as long as a run, to see what the measure says
-of them. Intervals are Wilson's, of 95 %.
+of them. By the median level and the share of quiet seconds, of which lower temperatures make more,
+runs are to be compared with recordings. Intervals are Wilson's, of 95 %.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from audiomamba.provenance import provenance
 HERE = Path(__file__).parent
 SURE = 0.9  # of a word
 
+QUIET = -50.0  # dBFS; one second in a hundred of piano recordings is below
 # Where noise begins: stricter for music, none of whose recordings has two loud seconds so flat. Of
 # a second alone, a note after silence, which recordings do not have, would pass for noise. A clip
 # of a second is silent if all of it is.
@@ -205,11 +207,14 @@ def count(
 ) -> dict[str, Any]:
     """Count waveforms with each fault, seconds of noise, and those that are clearly a word."""
     seconds, found, words, runs = 0.0, [], 0, 0
+    levels: list[Any] = []
     for waveform in waveforms:
         runs += 1
         seconds += len(waveform) / sample_rate
         short = max(0, sample_rate - len(waveform))
-        found.append(faults(measure(np.pad(waveform, (0, short)), sample_rate), limits))
+        curves = measure(np.pad(waveform, (0, short)), sample_rate)
+        found.append(faults(curves, limits))
+        levels.append(curves.level)
         words += classifier is not None and classifier.classify(waveform).probability > SURE
     kinds = ("noise", "silence", "tone")
     noise = [fault for faulty in found for fault in faulty if fault.kind == "noise"]
@@ -218,6 +223,8 @@ def count(
         "seconds": round(seconds, 2),
         **{k: share(sum(any(f.kind == k for f in row) for row in found), runs) for k in kinds},
         "noisy_seconds": round(sum(fault.stop - fault.start for fault in noise) / seconds, 4),
+        "median_level": round(float(np.median(np.concatenate(levels))), 2),
+        "quiet": round(float(np.mean(np.concatenate(levels) < QUIET)), 4),
         **({"words": share(words, runs)} if classifier else {}),
     }
 

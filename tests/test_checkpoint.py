@@ -43,6 +43,7 @@ def test_a_saved_model_loads_equal_up_to_its_dtype(tmp_path: Path, dtype: torch.
     assert not model.training
     assert model.config == CONFIG
     assert checkpoint.read_temperature(tmp_path) == 0.5
+    assert not checkpoint.read_guard(tmp_path)
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, weights[name].to(dtype).float())
@@ -103,6 +104,12 @@ def test_a_config_of_another_model_is_refused(folder: Path) -> None:
         change(folder, format=1, generation=generation)
         with pytest.raises(ValueError, match="temperature is 'hot'"):
             checkpoint.read_temperature(folder)
+    change(folder, generation={"guard": "yes"})
+    with pytest.raises(ValueError, match="guard is 'yes'; it must be true or false"):
+        checkpoint.read_guard(folder)
+    change(folder, generation={"guard": True}, training={})
+    with pytest.raises(ValueError, match="there are no validation bits"):
+        checkpoint.read_guard(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": 3}', "{}"])

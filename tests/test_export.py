@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
     for place, step in ((folder, 7), (folder / "best", 5)):
         weights = WaveformModel(MODEL).state_dict()
         training = {**TRAINING, "step": step, "validation_seconds": None}
-        checkpoint.save(place, MODEL, weights, temperature=0.9, training=training)
+        checkpoint.save(place, MODEL, weights, temperature=0.9, guard=True, training=training)
     (folder / "last.ckpt").write_bytes(b"large")
     return folder
 
@@ -51,6 +51,7 @@ def test_the_folder_holds_the_model_and_how_it_was_trained(
     sizes = [(place / checkpoint.WEIGHTS).stat().st_size for place in (source, out)]
     assert sizes[1] < sizes[0] * (0.6 if half else 1.01)
     assert checkpoint.read_temperature(out) == 0.9
+    assert checkpoint.read_guard(out)
     values = json.loads((out / checkpoint.CONFIG).read_text())
     assert values == json.loads((source / checkpoint.CONFIG).read_text())
     card = (out / "README.md").read_text()

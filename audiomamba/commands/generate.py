@@ -200,7 +200,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
         guard=_guard(model, flags),
     )
     if flags.resume is not None:
-        order = _resumed(order, flags.resume)
+        order = _resumed(order, flags.resume, guarded_as_saved=flags.guard is None)
     if flags.stream and order.num > 1:
         raise click.UsageError(f"--stream is one stream, and {flags.resume} holds {order.num}")
     record = {
@@ -219,7 +219,8 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
 
 def _guard(model: AudioModel, flags: Flags) -> Guard | None:
     """Return what watches the likelihood: to warn alone, it does without what it cannot know."""
-    if flags.guard is None or (flags.guard == "warn" and model.validation_bits is None):
+    mode = flags.guard or ("rewind" if model.guard else "off")
+    if mode == "off" or (mode == "warn" and model.validation_bits is None):
         return None
     if model.validation_bits is None:
         raise ValueError(
@@ -227,10 +228,10 @@ def _guard(model: AudioModel, flags: Flags) -> Guard | None:
             "--guard rewind out, or give --guard warn, which then listens to the sound alone"
         )
     guard = model.default_guard()
-    return guard if flags.guard == "rewind" else replace(guard, tries=0)
+    return guard if mode == "rewind" else replace(guard, tries=0)
 
 
-def _resumed(order: Order, path: Path) -> Order:
+def _resumed(order: Order, path: Path, *, guarded_as_saved: bool) -> Order:
     """Return an order that goes on from a file of saved streams."""
     from audiomamba import saved
 
@@ -241,7 +242,7 @@ def _resumed(order: Order, path: Path) -> Order:
         num=len(begin.places),
         first=begin.draw.first,
         sampling={"seed": begin.draw.seed, **asdict(begin.draw.sampling)},
-        guard=order.guard or begin.guard,
+        guard=begin.guard if guarded_as_saved else order.guard,
         prompts=saved_prompts(path, begin.places),
         resumed=begin,
     )

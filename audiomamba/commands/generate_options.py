@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from audiomamba.engine.choice import Weights
     from audiomamba.generate import Batch
 
-GuardMode = Literal["warn", "rewind"]
+GuardMode = Literal["off", "warn", "rewind"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,8 @@ showing = _all(
         is_flag=False,
         flag_value="warn",
         help="warn: tell of noise, silence or one held tone in what was made; rewind: moreover go "
-        "back a second from noise and draw anew, so that --stream is as late.  [alone: warn]",
+        "back a second from noise and draw anew, so that --stream is as late.  [default: the "
+        "model's, off or rewind; alone: warn]",
     ),
     click.option("--play", is_flag=True, help="Play the files when all are made."),
     click.option(

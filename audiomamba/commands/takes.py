@@ -196,7 +196,7 @@ def _write(
     }
     if take.rewinds is not None:
         record["rewinds"] = take.rewinds._asdict()
-    if flags.guard:
+    if flags.guard in ("warn", "rewind"):
         record["faults"] = _faults(take.waveform, rate)
     beside = companions(flags)
     with replacing_together([*(path.with_suffix(end) for end in beside), path]) as folder:

@@ -21,6 +21,7 @@ class StandIn:
     tokenizer = Tokenizer()
     weights_sha256 = "0123"
     temperature = 0.75
+    guard = False
     engine = "numba"
     weights = None
     nll_bits = 2.5

@@ -63,6 +63,31 @@ def test_a_guarded_take_can_be_made_again(
     assert resumed["guard"] == found["guard"]
 
 
+def test_a_model_may_want_a_guard(run: Run, small: Path, tmp_path: Path, known: float) -> None:
+    free = audiomamba.load(small).generate(2, seed=1)
+    path = small / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "generation": {"guard": True}}))
+    model = audiomamba.load(small)
+    guarded = model.generate(2, seed=1)
+    assert np.array_equal(guarded, model.generate(2, seed=1, guard=True))
+    assert not np.array_equal(guarded, free)
+    assert np.array_equal(free, model.generate(2, seed=1, guard=False))
+    session = model.start(seed=1, guard=False)
+    session.run(samples=10)
+    session.save(tmp_path / "free.safetensors")
+    for flags, limit in (
+        ([], known),
+        (["--guard", "off"], None),
+        (["--resume", tmp_path / "free.safetensors"], None),  # goes on as it was
+        (["--resume", tmp_path / "free.safetensors", "--guard", "rewind"], known),
+    ):
+        assert run("--seconds", 0.1, "--overwrite", *flags)[0] == 0
+        name = "small_1_0_from_10.wav" if "--resume" in flags else "small_1_0.wav"
+        guard = record(tmp_path / name)["guard"]
+        assert (None if guard is None else guard["bits"]) == limit
+        assert "faults" not in record(tmp_path / name) or "rewind" in flags
+
+
 def test_a_guard_without_a_limit_is_told_before_the_work(run: Run, tmp_path: Path) -> None:
     code, _, err = run("--seconds", 1, "--guard", "rewind")
     assert (code, list(tmp_path.iterdir())) == (1, [])
