@@ -65,6 +65,7 @@ def main() -> None:
         "engine": model.engine,
         "seed": flags.seed,
         "temperature": model.temperature if flags.temperature is None else flags.temperature,
+        "guard": model.guard,
         "limits": dataclasses.asdict(LIMITS),
     }
     if flags.data:
