@@ -299,7 +299,8 @@ class AudioModel:
     ) -> Session:
         """Begin sounds that are made piece by piece, can be saved, and go on later.
 
-        Arguments are those of `generate_each`. What is made is the same, however it is cut.
+        Arguments are those of `generate_each`. Without a guard what is made is the same, however it
+        is cut.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -313,7 +314,9 @@ class AudioModel:
         return Session(self.network, opened, begin)
 
     def resume(self, path: str | Path) -> Session:
-        """Take up the sounds that `Session.save` wrote: on the same engine, as if never left.
+        """Take up the sounds that `Session.save` wrote.
+
+        On the same engine, and without a guard, they go on as if never left.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -392,7 +395,13 @@ class AudioModel:
 
     def save(self, directory: str | Path) -> None:
         """Write a folder that `load` reads: config.json and model.safetensors, in float32."""
-        checkpoint.save(directory, self.config, self.network.state_dict())
+        bits = self.validation_bits
+        checkpoint.save(
+            *(directory, self.config, self.network.state_dict()),
+            temperature=self.temperature,
+            guard=self.guard,
+            training=None if bits is None else {"validation_bits_per_sample": bits},
+        )
 
     def _open(self, notify: Callable[[], None] | None = None) -> Opened:
         return open_engine(self.network, notify=notify, weights=self.weights or "float32")

@@ -2,7 +2,7 @@
 
 A model that has run into noise knows it: its samples become as unlikely as noise is, and their bits
 per sample, which every engine counts, stay far above what recordings have. In half seconds, and as
-multiples of the bits of validation,
+multiples of the bits of validation, of piano as it first shipped and of digits,
 
 - test clips of piano have 1.0 in the median and 1.53 at most (four minutes of them), those of
   digits 1.0 and 1.9, where one in twenty, a noisy recording, has more than 1.6;

@@ -28,7 +28,7 @@ from audiomamba.evaluate import evaluate
 from audiomamba.files import replacing
 from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
-from audiomamba.train_config import PLACES, TrainConfig
+from audiomamba.train_config import TrainConfig, without_places
 from audiomamba.train_curve import plot_curves, read_curves
 from audiomamba.train_folder import DATA, check_folder, recorded
 
@@ -227,7 +227,7 @@ def result(
         **made,
         "device": device_name(outcome.device),
         "processes": outcome.processes,
-        "training": {k: v for k, v in dataclasses.asdict(config).items() if k not in PLACES},
+        "training": without_places(config),
         "seed": config.seed,
         "steps": outcome.step,
         "samples": outcome.samples,

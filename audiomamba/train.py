@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import math
+import os
 import sys
 import warnings
 from contextlib import nullcontext
@@ -85,7 +86,7 @@ def train(model: ModelConfig, config: TrainConfig, *, resume: bool = False) -> O
         ValueError: If model, data and config do not fit, or do not fit the run that is resumed.
     """
     out, last = Path(config.out), Path(config.out) / LAST
-    first = getattr(rank_zero_only, "rank", 0) == 0  # the others may come when it has begun
+    first = _is_first()  # the others may come when it has begun
     if first:
         train_folder.check_folder(out, resume=resume)
     if not config.data:
@@ -120,7 +121,7 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
     ckpt = str(last) if last.exists() else None
     if ckpt:
         check_readable(last)
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if _is_first():
         train_folder.tidy(out)
         if not ckpt:  # else when the checkpoint has been found to be of this run
             train_folder.record(out, model, config)
@@ -171,6 +172,13 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
     gc.collect()
     torch.cuda.empty_cache()
     return outcome
+
+
+def _is_first() -> bool:
+    """Return whether this is the first process of all, before lightning has told."""
+    # Where lightning starts a node's processes, the main one of each has no rank but its node's.
+    node = "0" if "RANK" in os.environ else os.environ.get("NODE_RANK", "0")
+    return getattr(rank_zero_only, "rank", 0) == 0 and node == "0"
 
 
 def _loggers(out: Path, wandb: str) -> list[Logger]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 PLACES = ("data", "out", "wandb")  # of a run; they say nothing elsewhere
@@ -109,6 +110,15 @@ class TrainConfig:
         _require("seed", self.seed, self.seed >= 0, "0 or more")
         for name in ("warmup", "ema_decay"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+
+
+def without_places(config: TrainConfig) -> dict[str, Any]:
+    """Return what says something elsewhere too: of a folder to start from the name alone."""
+    values = {k: v for k, v in asdict(config).items() if k not in PLACES}
+    start = Path(config.start)
+    if start.is_absolute() or start.is_dir():
+        values["start"] = start.name if config.start else ""
+    return values
 
 
 def _require(name: str, value: Any, good: bool, what: str) -> None:

@@ -33,11 +33,11 @@ from audiomamba.objective import (
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
 from audiomamba.resume import check_processes_agree, check_readable, check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
-from audiomamba.train_config import PLACES, TrainConfig
+from audiomamba.train_config import TrainConfig, without_places
 from audiomamba.train_folder import BEST, LAST, LISTEN, record
 from audiomamba.train_listen import Listener, check_listening
 from audiomamba.train_log import History, Report, check_finite
-from audiomamba.train_stop import SIGNALS, Stop
+from audiomamba.train_stop import Stop, agreed
 
 log = logging.getLogger(__name__)
 
@@ -295,13 +295,10 @@ class Training(pl.LightningModule):
     # What happens between steps.
 
     def _why_stop(self) -> str | None:
-        """Return why to stop; of several processes all return the reason of one of them."""
-        mine = reason = self._stop.why()
+        why = self._stop.why()
         if self.trainer.world_size > 1:
-            reasons = [None, "max_minutes", *(number.name for number in SIGNALS)]
-            code = torch.tensor(float(reasons.index(mine)), device=self.device)
-            reason = reasons[int(self.trainer.strategy.reduce(code, reduce_op="max"))]
-        return reason
+            return agreed(why, self.trainer.strategy, self.device)
+        return why
 
     def _check_and_log(self, step: int) -> None:
         """Log the steps since the last time, or raise if one is not finite."""
@@ -352,17 +349,13 @@ class Training(pl.LightningModule):
         """Write the averaged weights as a model that can be loaded."""
         c = self.config
         if self.global_rank == 0:
-            about = {
+            about: dict[str, Any] = {
                 "step": step,
                 "samples": self.samples,
                 "validation_step": self.validated,
                 "validation_bits_per_sample": self.bits,
-                **dataclasses.asdict(c),
+                **without_places(c),
             }
-            for name in PLACES:
-                del about[name]
-            if Path(c.start).is_absolute() or Path(c.start).is_dir():
-                about["start"] = Path(c.start).name  # where it lay says nothing elsewhere
             checkpoint.save(directory, self.model, self.average.state_dict(), training=about)
 
     def _save(self) -> None:

@@ -8,6 +8,8 @@ import threading
 import time
 from typing import Any
 
+import torch
+
 log = logging.getLogger(__name__)
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -15,7 +17,20 @@ if hasattr(signal, "SIGUSR1"):  # not on Windows
     SIGNALS.append(signal.SIGUSR1)
 
 
+REASONS = (None, "max_minutes", *(number.name for number in SIGNALS))
 ONE_REQUEST = 1.0  # seconds in which the same signal, again, is the same request
+
+
+def agreed(mine: str | None, strategy: Any, device: torch.device | str) -> str | None:
+    """Return why all processes stop: of their reasons the last in `REASONS`, the same for each.
+
+    Args:
+        mine: This process's reason, or None.
+        strategy: Lightning's, whose `reduce` all processes must call.
+        device: Of this process.
+    """
+    code = torch.tensor(float(REASONS.index(mine)), device=device)
+    return REASONS[int(strategy.reduce(code, reduce_op="max"))]
 
 
 class Stop:

@@ -36,7 +36,7 @@ from audiomamba.objective import UNKNOWN, Objective, capture
 from audiomamba.optim import parameter_groups
 from audiomamba.resume import check_readable, check_same_run
 from audiomamba.tokenizer import Tokenizer
-from audiomamba.train_stop import Stop
+from audiomamba.train_stop import Stop, agreed
 
 try:
     import lightning.pytorch as pl
@@ -281,8 +281,7 @@ class Training(pl.LightningModule):
         """Return why the run stops now, the same way in all processes, or None."""
         why = self.stop.why()
         if self.trainer.world_size > 1:
-            anyone = self.trainer.strategy.reduce_boolean_decision(why is not None, all=False)
-            return why or ("another process" if anyone else None)
+            return agreed(why, self.trainer.strategy, self.device)
         return why
 
     def save(self, last: Path) -> None:

@@ -144,23 +144,22 @@ def test_a_signal_stops_after_the_step_and_resumes_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("mine", "anyone", "why"),
-    [("SIGTERM", True, "SIGTERM"), (None, True, "another process"), (None, False, None)],
+    ("mine", "theirs", "why"),
+    [(None, None, None), (None, "SIGTERM", "SIGTERM"), ("max_minutes", "SIGUSR1", "SIGUSR1")],
 )
-def test_processes_stop_together(mine, anyone, why):
-    asked = []
+def test_processes_stop_together_for_the_same_reason(mine, theirs, why):
+    from audiomamba.train_stop import REASONS
 
-    def decide(decision, *, all):
-        asked.append((decision, all))
-        return anyone
+    def reduce(code, *, reduce_op):
+        assert reduce_op == "max"
+        return torch.maximum(code, torch.tensor(float(REASONS.index(theirs))))
 
-    strategy = SimpleNamespace(reduce_boolean_decision=decide)
     process = SimpleNamespace(
         stop=SimpleNamespace(why=lambda: mine),
-        trainer=SimpleNamespace(world_size=2, strategy=strategy),
+        trainer=SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce)),
+        device="cpu",
     )
     assert importlib.import_module("synthetic").Training.why_stop(process) == why
-    assert asked == [(mine is not None, False)]
 
 
 def test_a_run_leaves_table_results_picture_and_log(tmp_path, capsys):

@@ -131,8 +131,8 @@ going_on = _all(
     click.option(
         "--resume",
         type=_FILE,
-        help="Go on from a file of --save-state, as if it had not ended: with its seed, index and "
-        "sampling.",
+        help="Go on from a file of --save-state, without a guard as if it had not ended: with its "
+        "seed, index and sampling.",
     ),
 )
 
@@ -189,8 +189,9 @@ showing = _all(
         is_flag=False,
         flag_value="warn",
         help="warn: tell of noise, silence or one held tone in what was made; rewind: moreover go "
-        "back a second from noise and draw anew, so that --stream is as late.  [default: the "
-        "model's, off or rewind; alone: warn]",
+        "back a second from noise and draw anew, so that --stream is as late.  [default: "
+        "off, or where a model asks for it to go back and to tell of nothing else; alone: warn, "
+        "which goes back for no model]",
     ),
     click.option("--play", is_flag=True, help="Play the files when all are made."),
     click.option(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from audiomamba import checkpoint, train_stop
-from audiomamba.train import train
+from audiomamba.train import _is_first, train
 from audiomamba.train_folder import LAST, RUN, held
 from audiomamba.train_module import Training
 from tests.train.runs import MODEL, config, read
@@ -177,6 +178,17 @@ def test_two_runs_do_not_train_in_one_folder(data, tmp_path, resume):
     ):
         train(MODEL, c, resume=resume)
     assert train(MODEL, c, resume=resume).step == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [({}, True), ({"NODE_RANK": "1"}, False), ({"NODE_RANK": "1", "RANK": "0"}, True)],
+)
+def test_the_main_process_of_another_node_is_not_the_first(monkeypatch, variables, first):
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _is_first() == first
 
 
 def test_a_precision_is_compared_as_what_it_came_to(data, tmp_path):
