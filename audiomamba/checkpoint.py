@@ -40,6 +40,7 @@ def save(
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
     guard: bool = False,
+    sure: float = 0.0,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write config.json and model.safetensors, each to a temporary name first.
@@ -52,12 +53,14 @@ def save(
         temperature: What `generate` takes where none is given.
         guard: Whether `generate` guards it from noise where nothing is said of it; needs validation
             bits in `training`.
+        sure: How sure the classifier of digits is to be of a take (`audiomamba.words`), for
+            `audiomamba generate` to write it; 0 writes all.
         training: Plain values to keep in the config under "training" (steps, data, scores), of
             which loading reads "validation_bits_per_sample" alone.
     """
     values = {
         "model": config.to_dict(),
-        "generation": {"temperature": temperature, "guard": guard},
+        "generation": {"temperature": temperature, "guard": guard, "sure": sure},
         "training": training or {},
     }
     write(directory, values, weights, dtype)
@@ -195,6 +198,15 @@ def read_guard(directory: Path) -> bool:
             "its limit follows; make it false"
         )
     return value
+
+
+def read_sure(directory: Path) -> float:
+    """Read how sure a classifier is to be of what a folder's model makes; raises as `load`."""
+    generation = _read(directory).get("generation", {})
+    value = generation.get("sure", 0.0) if isinstance(generation, dict) else 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{directory / CONFIG}: sure is {value!r}; it must be from 0 to 1")
+    return float(value)
 
 
 def read_validation_bits(directory: Path) -> float | None:

@@ -62,7 +62,7 @@ ORDER = [
     {"audiomamba.saved"},
     {"audiomamba.session"},
     {"audiomamba.audiomodel"},
-    {"audiomamba.loading"},
+    {"audiomamba.loading", "audiomamba.words"},
     {
         "audiomamba.doctor",
         "audiomamba.encode",

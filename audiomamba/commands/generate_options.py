@@ -45,6 +45,7 @@ class Flags:
     rank: bool
     keep: int | None
     guard: GuardMode | None
+    sure: float | None
     play: bool
     stream: bool
     overwrite: bool
@@ -192,6 +193,15 @@ showing = _all(
         "back a second from noise and draw anew, so that --stream is as late.  [default: "
         "off, or where a model asks for it to go back and to tell of nothing else; alone: warn, "
         "which goes back for no model]",
+    ),
+    click.option(
+        "--sure",
+        type=click.FloatRange(0, 1),
+        metavar="FLOAT",
+        callback=options.finite,
+        help="Write only takes in which the classifier of digits is as sure of a word: from 0, "
+        "which writes all, to 1. Others are drawn again, eight times at most. For takes of up to "
+        "a second, without a prompt.  [default: the model's]",
     ),
     click.option("--play", is_flag=True, help="Play the files when all are made."),
     click.option(

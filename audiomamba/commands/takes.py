@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from audiomamba.audiomodel import AudioModel
+    from audiomamba.classifier import AudioClassifier
     from audiomamba.commands.prompt import Prompt
     from audiomamba.engine.place import Place
     from audiomamba.guard import Guard
     from audiomamba.saved import Saved
     from audiomamba.session import Take
+
+
+class Hearing(NamedTuple):
+    """What listens for a word in a take, and how sure it is to be."""
+
+    classifier: AudioClassifier
+    sure: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,7 @@ class Order:
         first: Index of the first.
         sampling: Seed, temperature and cuts, as the model's methods take them.
         guard: When takes are taken back, or None.
+        hearing: What rejects takes without a clear word, or None.
         prompts: What each goes on from; none is silence.
         resumed: What they go on from, if that was saved.
         record: What the record of every file says.
@@ -49,6 +58,7 @@ class Order:
     first: int = 0
     sampling: dict[str, Any]
     guard: Guard | None = None
+    hearing: Hearing | None = None
     prompts: Sequence[Prompt] = ()
     resumed: Saved | None = None
     record: dict[str, Any] = field(default_factory=dict)
@@ -83,35 +93,27 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
 
     rate = order.model.sample_rate
     seconds = order.samples / rate
-    made, began, written = 0, time.perf_counter(), list[Written]()
+    made, drawn, began, written = 0, 0, time.perf_counter(), list[Written]()
     with AudioBar(order.num * seconds, quiet=flags.quiet) as bar:
 
         def so_far() -> str:
             bar.close()
             return _kept(made, order, written, flags)
 
-        takes = order.model.generate_each(
-            samples=order.samples,
-            num=order.num,
-            first=order.first,
-            **order.sampling,
-            guard=order.guard or False,
-            prompt=order.places,
-            batch=flags.batch_size,
-            progress=lambda delta: bar.update(delta / rate),
-        )
+        takes = _takes(order, flags, lambda delta: bar.update(delta / rate))
         with (
             telling(so_far),
             contextlib.closing(takes),  # an error here stops the takes that are being made
-            telling_runaways(lambda i: paths[i - order.first].name, rate, bar.clear),
+            telling_runaways(lambda i: _name(paths, i, order), rate, bar.clear),
         ):
-            for take in takes:
+            for take, word in takes:
+                path = paths[made if word else take.index - order.first]
                 made += 1
+                drawn += word.get("drawn", 1)
                 speed = made * seconds / (time.perf_counter() - began)
-                path = paths[take.index - order.first]
                 if flags.keep and not _enters(written, take.bits_per_sample, flags.keep):
                     continue
-                written.append(_write(order, take, path, round(speed, 3), flags, bar.clear))
+                written.append(_write(order, take, word, path, round(speed, 3), flags, bar.clear))
                 if flags.keep and len(written) > flags.keep:
                     _drop(written, max(written, key=lambda one: one.bits))
                 if not flags.rank:
@@ -124,8 +126,45 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
             _tell(one)
     if not flags.quiet:
         speed = made * seconds / took
-        click.echo(f"{made * seconds:.1f} s of audio in {took:.1f} s, {speed:.2f} times real time")
+        of = f" of {drawn * seconds:.1f} s drawn" if drawn > made else ""
+        click.echo(
+            f"{made * seconds:.1f} s of audio{of} in {took:.1f} s, {speed:.2f} times real time"
+        )
     return written
+
+
+def _takes(
+    order: Order, flags: Flags, progress: Callable[[int], None]
+) -> Generator[tuple[Take, dict[str, Any]], None, None]:
+    """Make takes, each with what was heard in it: nothing where nobody listens."""
+    options: dict[str, Any] = {
+        "samples": order.samples,
+        "first": order.first,
+        **order.sampling,
+        "guard": order.guard or False,
+        "batch": flags.batch_size,
+    }
+    if order.hearing is None:
+        takes = order.model.generate_each(
+            num=order.num, prompt=order.places, progress=progress, **options
+        )
+        with contextlib.closing(takes):
+            for take in takes:
+                yield take, {}
+        return
+    from audiomamba.words import clear_takes
+
+    model, (classifier, sure) = order.model, order.hearing
+    chosen = clear_takes(model, classifier, num=order.num, sure=sure, **options)
+    with contextlib.closing(chosen):
+        for take, heard, drawn in chosen:
+            progress(order.samples)  # of those that count
+            yield take, {**heard._asdict(), "drawn": drawn, "sure": sure}
+
+
+def _name(paths: list[Path], stream: int, order: Order) -> str:
+    """Return what a stream becomes; of those that are heard it is not known yet."""
+    return f"stream {stream}" if order.hearing else paths[stream - order.first].name
 
 
 def _tell(one: Written) -> None:
@@ -170,6 +209,7 @@ def _ranked(written: list[Written], made: int) -> list[Written]:
 def _write(
     order: Order,
     take: Take,
+    word: dict[str, Any],
     path: Path,
     speed: float,
     flags: Flags,
@@ -193,6 +233,7 @@ def _write(
         "index": take.index,
         "bits_per_sample": round(take.bits_per_sample, 6),
         "times_real_time": speed,
+        **word,
     }
     if take.rewinds is not None:
         record["rewinds"] = take.rewinds._asdict()
@@ -209,6 +250,13 @@ def _write(
         for end in (".png", ".safetensors"):
             if flags.overwrite and end not in beside:  # of an older take of this name
                 path.with_suffix(end).unlink(missing_ok=True)
+    if word and word["probability"] < word["sure"]:
+        clear()
+        click.echo(
+            f"warning: {path.name} holds no clear word; it is the clearest of {word['drawn']}: "
+            f"{word['word']}, {word['probability']:.2f}",
+            err=True,
+        )
     for fault in record.get("faults", ()):
         clear()
         click.echo(
