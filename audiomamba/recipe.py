@@ -168,12 +168,14 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     exit_as_stopped(outcome.stopped)
 
 
-def end(error: Exception) -> NoReturn:
-    """Exit with one line that says what failed, one of `FAILURES`."""
+def end(
+    error: Exception, smaller: str = "--batch or --length, or --activation-checkpointing"
+) -> NoReturn:
+    """Exit with one line that says what failed, one of `FAILURES`, and on a full GPU what to do."""
     reason = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         reason = reason.splitlines()[0].rstrip(".")
-        reason += "; give a smaller --batch or --length, or --activation-checkpointing"
+        reason += f"; give a smaller {smaller}"
     raise SystemExit(f"error: {reason}") from None
 
 

@@ -86,7 +86,7 @@ def main() -> None:
         "--settings",
         nargs="*",
         type=Setting.parse,
-        default=[Setting.parse(text) for text in ("1", "1+guard", "0.95", "0.95+guard")],
+        help="default: temperature 1 and the model's own, without a guard and with one",
     )
     for name in ("bits", "window", "back", "tries"):
         parser.add_argument(f"--{name}", type=int if name == "tries" else float, help="the guard's")
@@ -129,9 +129,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "_", Path(model.name).name.lower() + flags.tag)
     save(record, path := out / f"runaway_{slug}.json")
-    if flags.settings:
+    own = f"{model.temperature:g}"
+    texts = dict.fromkeys(text + guard for text in ("1", own) for guard in ("", "+guard"))
+    settings = [Setting.parse(text) for text in texts] if flags.settings is None else flags.settings
+    if settings:
         model.generate(samples=1)  # compiles
-    for setting in flags.settings:
+    for setting in settings:
         record["rows"].append(run(model, setting, guard, limits, classifier, flags))
         report(record["rows"][-1])
         save(record, path)  # each row costs minutes

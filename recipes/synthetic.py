@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from audiomamba.objective import UNKNOWN, Objective, capture
 from audiomamba.optim import parameter_groups
 from audiomamba.resume import check_readable, check_same_run
 from audiomamba.tokenizer import Tokenizer
+from audiomamba.train_folder import held
 from audiomamba.train_stop import Stop, agreed
 
 try:
@@ -348,7 +350,8 @@ def train(config: Config, draw: Draw, *, resume: bool) -> tuple[Training, pl.Tra
     """Train, or go on with the training in `config.out`.
 
     Raises:
-        FileExistsError: If `config.out` holds a run and `resume` is not given.
+        FileExistsError: If `config.out` holds a run and `resume` is not given, or another process
+            trains there.
         FileNotFoundError: If it holds none and `resume` is.
         FloatingPointError: If the loss is no longer finite.
         ValueError: If the run in `config.out` is another one, or its checkpoint is damaged.
@@ -380,8 +383,8 @@ def train(config: Config, draw: Draw, *, resume: bool) -> tuple[Training, pl.Tra
         log_every_n_steps=1,
         default_root_dir=out,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    first = trainer.global_rank == 0
+    with held(out) if first else nullcontext(), warnings.catch_warnings():
         # Lightning asks torch about trees in a way that torch 2.11 announces to drop.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)", FutureWarning)
         trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=resume or None)

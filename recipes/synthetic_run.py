@@ -28,7 +28,7 @@ from audiomamba.flags import (
 )
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
-from audiomamba.recipe import RESULTS, exit_as_stopped, write_json
+from audiomamba.recipe import FAILURES, RESULTS, end, exit_as_stopped, write_json
 
 # A smoke run: a few steps that come by everything, of any preset made small.
 SMOKE = {
@@ -100,8 +100,8 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         config = from_flags(flags, recipe.presets[preset])
         made = provenance(packages=["lightning"], arguments=arguments)  # before files may change
         module, trainer = train(config, recipe.draw, resume=flags.resume)
-    except (OSError, ValueError, FloatingPointError, MisconfigurationException) as error:
-        raise SystemExit(f"error: {error}") from None
+    except (*FAILURES, MisconfigurationException) as error:
+        end(error, smaller="--batch or --length")
     if trainer.global_rank:
         return None
     if module.stopped:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiomamba.models.waveform import WaveformModel
+from audiomamba.train_folder import held
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 NAMES = ("induction_heads", "selective_copying")
@@ -237,6 +238,24 @@ def test_another_run_is_neither_overwritten_nor_resumed(tmp_path):
         run("induction_heads", "--resume", out=tmp_path, batch=4)
     with pytest.raises(SystemExit, match="has task induction_heads, and this one has selective"):
         run("selective_copying", "--resume", out=tmp_path)
+
+
+def test_a_folder_is_kept_for_the_run_that_goes_on_there(tmp_path):
+    with (
+        held(tmp_path),
+        pytest.raises(SystemExit, match=r"^error: another process trains in [^\n]+$"),
+    ):
+        run("induction_heads", out=tmp_path)
+    assert run("induction_heads", out=tmp_path)["steps"] == SMALL["steps"]
+
+
+def test_a_full_device_is_told_in_one_line(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore of it.")
+
+    monkeypatch.setattr("audiomamba.models.waveform.WaveformModel.forward", full)
+    with pytest.raises(SystemExit, match=r"9 GiB; give a smaller --batch or --length$"):
+        run("induction_heads", out=tmp_path)
 
 
 def test_a_file_of_flags_may_name_the_preset(tmp_path):
