@@ -23,7 +23,7 @@ from audiomamba.arguments import (
     count_samples,
     encode_prompts,
 )
-from audiomamba.config import ModelConfig
+from audiomamba.config import ModelConfig, Words
 from audiomamba.engine.choice import EngineName, Weights, check_weights, choose_engine, open_engine
 from audiomamba.engine.place import Draw, Opened, Place
 from audiomamba.engine.prompt import read_prompt
@@ -55,8 +55,8 @@ class AudioModel:
             GPU, "bfloat16"; None is float32, and for `resume` what it was saved with.
         validation_bits: Bits per sample on recordings that it did not learn; None if not known.
         guard: Whether its makers found it to need a guard; used where nothing is said of one.
-        sure: How sure the classifier of digits is to be of what `audiomamba generate` writes
-            (`audiomamba.words`), as its makers found best; the methods here give all they make.
+        words: Of which takes `audiomamba generate` writes the files, as its makers found best; the
+            methods here give all, and `audiomamba.words` chooses. None is all.
 
     Raises:
         ValueError: If the engine has no such weights.
@@ -76,7 +76,7 @@ class AudioModel:
         weights: Weights | None = None,
         validation_bits: float | None = None,
         guard: bool = False,
-        sure: float = 0.0,
+        words: Words | None = None,
     ) -> None:
         self.network = network.eval()
         self.name = name
@@ -85,7 +85,7 @@ class AudioModel:
         self.weights = weights
         self.validation_bits = validation_bits
         self.guard = guard
-        self.sure = sure
+        self.words = words
         if weights is not None:
             check_weights(self.engine, weights)
 
@@ -404,7 +404,7 @@ class AudioModel:
             *(directory, self.config, self.network.state_dict()),
             temperature=self.temperature,
             guard=self.guard,
-            sure=self.sure,
+            words=self.words,
             training=None if bits is None else {"validation_bits_per_sample": bits},
         )
 

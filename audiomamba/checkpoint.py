@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from audiomamba.config import ModelConfig
+from audiomamba.config import ModelConfig, Words, checked
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
 
@@ -40,7 +41,7 @@ def save(
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
     guard: bool = False,
-    sure: float = 0.0,
+    words: Words | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write config.json and model.safetensors, each to a temporary name first.
@@ -53,14 +54,17 @@ def save(
         temperature: What `generate` takes where none is given.
         guard: Whether `generate` guards it from noise where nothing is said of it; needs validation
             bits in `training`.
-        sure: How sure the classifier of digits is to be of a take (`audiomamba.words`), for
-            `audiomamba generate` to write it; 0 writes all.
+        words: Of which takes `audiomamba generate` writes the files; None is all.
         training: Plain values to keep in the config under "training" (steps, data, scores), of
             which loading reads "validation_bits_per_sample" alone.
     """
     values = {
         "model": config.to_dict(),
-        "generation": {"temperature": temperature, "guard": guard, "sure": sure},
+        "generation": {
+            "temperature": temperature,
+            "guard": guard,
+            "words": None if words is None else asdict(words),
+        },
         "training": training or {},
     }
     write(directory, values, weights, dtype)
@@ -200,13 +204,16 @@ def read_guard(directory: Path) -> bool:
     return value
 
 
-def read_sure(directory: Path) -> float:
-    """Read how sure a classifier is to be of what a folder's model makes; raises as `load`."""
+def read_words(directory: Path) -> Words | None:
+    """Read which takes of a folder's model are wanted; raises as `load`."""
     generation = _read(directory).get("generation", {})
-    value = generation.get("sure", 0.0) if isinstance(generation, dict) else 0.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{directory / CONFIG}: sure is {value!r}; it must be from 0 to 1")
-    return float(value)
+    value = generation.get("words") if isinstance(generation, dict) else None
+    if value is None:
+        return None
+    try:
+        return Words(**checked(Words, value, "words"))
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG}: {error}") from None
 
 
 def read_validation_bits(directory: Path) -> float | None:

@@ -86,6 +86,12 @@ class AudioClassifier(nn.Module):
         self.encoder = MambaEncoder(config.encoder, backend=backend)
         self.head = nn.Linear(config.encoder.d_model, len(config.words))
 
+    @property
+    def shortest(self) -> int:
+        """Samples that a recording has at least."""
+        window, hop = frame_size(self.config.sample_rate)
+        return window + (self.config.encoder.subsampling - 1) * hop
+
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits (batch, words) of waveforms.
 
@@ -119,9 +125,7 @@ class AudioClassifier(nn.Module):
                 wrong.
         """
         x = torch.from_numpy(check_waveform(waveform, "the recording"))
-        config = self.config
-        window, hop = frame_size(config.sample_rate)
-        needed = window + (config.encoder.subsampling - 1) * hop
+        config, needed = self.config, self.shortest
         if x.dim() != 1 or len(x) < needed:
             raise ValueError(
                 f"the recording has shape {tuple(x.shape)}; it must be (samples,), at least "

@@ -124,6 +124,23 @@ class ModelConfig:
         return cls(**values)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """Which takes of a model are wanted: those in which a classifier is sure of a word.
+
+    Attributes:
+        classifier: A shipped name, a folder, or a Hugging Face id (owner/name).
+        sure: The least probability of a word, above 0 and at most 1.
+    """
+
+    classifier: str
+    sure: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sure <= 1:
+            raise ValueError(f"sure is {self.sure}; it must be above 0 and at most 1")
+
+
 def unet(
     d_model: int, n_layers: int, pools: tuple[int, ...], outer: Tier, centre: Tier
 ) -> ModelConfig:

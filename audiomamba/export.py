@@ -58,7 +58,7 @@ def export(run: str | Path, out: str | Path, *, best: bool = False, half: bool =
         dtype=dtype,
         temperature=checkpoint.read_temperature(source),
         guard=checkpoint.read_guard(source),
-        sure=checkpoint.read_sure(source),
+        words=checkpoint.read_words(source),
         training=about,
     )
     with replacing(out / CARD) as part:

@@ -99,6 +99,7 @@ def _caption(record: dict[str, Any]) -> str:
     parts = [
         f"seed {record['seed']}",
         f"index {record['index']}",
+        *([f"{record['word']}, {record['probability']:.3f}"] if "word" in record else []),
         f"log-likelihood {-record['bits_per_sample']:.4f} bits per sample",
         f"temperature {record['temperature']:g}",
     ]

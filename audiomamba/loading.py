@@ -37,5 +37,5 @@ def load(
         weights=weights,
         validation_bits=checkpoint.read_validation_bits(directory),
         guard=checkpoint.read_guard(directory),
-        sure=checkpoint.read_sure(directory),
+        words=checkpoint.read_words(directory),
     )

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from synthetic import Config, Draw, accuracy, train
+from synthetic import Config, Draw, Training, accuracy, train
 
 from audiomamba.files import replacing
 from audiomamba.flags import (
@@ -29,6 +30,7 @@ from audiomamba.flags import (
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
 from audiomamba.recipe import FAILURES, RESULTS, end, exit_as_stopped, write_json
+from audiomamba.train_folder import held
 
 # A smoke run: a few steps that come by everything, of any preset made small.
 SMOKE = {
@@ -101,7 +103,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         made = provenance(packages=["lightning"], arguments=arguments)  # before files may change
         module, trainer = train(config, recipe.draw, resume=flags.resume)
     except (*FAILURES, MisconfigurationException) as error:
-        end(error, smaller="--batch or --length")
+        end(error, smaller="--batch or --length, or --test-batch or --test-chunk")
     if trainer.global_rank:
         return None
     if module.stopped:
@@ -109,6 +111,22 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         print(f"stopped by {module.stopped} {at}; go on: add --resume")
         exit_as_stopped(module.stopped)
         return None
+    try:
+        with held(Path(config.out)):
+            return test(recipe, config, preset, made, module, trainer)
+    except FAILURES as error:
+        end(error, smaller="--test-batch or --test-chunk")
+
+
+def test(
+    recipe: Recipe,
+    config: Config,
+    preset: str,
+    made: Mapping[str, Any],
+    module: Training,
+    trainer: pl.Trainer,
+) -> dict[str, Any]:
+    """Test at each length, print and write what came out, and return it."""
     device = trainer.strategy.root_device
     network = module.network.to(device)
 

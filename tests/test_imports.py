@@ -220,7 +220,7 @@ import numpy as np
 import audiomamba, audiomamba.audiomodel
 class StandIn:
     name, sample_rate, weights_sha256, engine, temperature = "x", 16000, "", "numba", 1.0
-    weights, guard = None, False
+    weights, guard, words = None, False, None
     def warm_up(self, notify):
         notify()
     def generate_each(self, samples, **options):

@@ -254,8 +254,13 @@ def test_a_full_device_is_told_in_one_line(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore of it.")
 
     monkeypatch.setattr("audiomamba.models.waveform.WaveformModel.forward", full)
-    with pytest.raises(SystemExit, match=r"9 GiB; give a smaller --batch or --length$"):
+    with pytest.raises(SystemExit, match=r"9 GiB; give a smaller --batch or --length, "):
         run("induction_heads", out=tmp_path)
+    monkeypatch.undo()
+    run("induction_heads", out=tmp_path)
+    monkeypatch.setattr("synthetic_run.accuracy", full)
+    with pytest.raises(SystemExit, match=r"9 GiB; give a smaller --test-batch or --test-chunk$"):
+        run("induction_heads", "--resume", out=tmp_path)
 
 
 def test_a_file_of_flags_may_name_the_preset(tmp_path):

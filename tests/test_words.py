@@ -1,8 +1,8 @@
-"""Takes that hold a clear word: those of which a classifier is sure, and what is drawn for them."""
+"""Takes that hold a clear word: those of which a judge is sure, and what is drawn for them."""
 
 from __future__ import annotations
 
-from itertools import count
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import audiomamba
 from audiomamba.audiomodel import AudioModel
 from audiomamba.classifier import AudioClassifier, ClassifierConfig
+from audiomamba.config import Words
 from audiomamba.encoder_config import EncoderConfig
-from audiomamba.words import TRIES, clear_takes
+from audiomamba.words import TRIES, Judge, clear_takes, judge
 from tests.commands import save_small
 
 ENCODER = EncoderConfig(
@@ -29,32 +30,56 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
     return audiomamba.load(save_small(tmp_path_factory.mktemp("words") / "small"))
 
 
-def classifier_of(sample_rate: int = 16000) -> AudioClassifier:
+def save_classifier(folder: Path, sample_rate: int = 16000) -> str:
     config = ClassifierConfig(words=("no", "yes"), encoder=ENCODER, sample_rate=sample_rate)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AudioClassifier(config, backend="torch").eval()
+        AudioClassifier(config, backend="torch").save_pretrained(folder)
+    return str(folder)
+
+
+def judge_of(folder: str, sure: float) -> Judge:
+    classifier = AudioClassifier.from_pretrained(folder, backend="torch")
+    return Judge(
+        classifier=classifier, words=Words(classifier=folder, sure=sure), weights_sha256=""
+    )
 
 
 @pytest.fixture(scope="module")
-def heard(model: AudioModel) -> tuple[AudioClassifier, list[float]]:
+def heard(model: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[float]]:
     """A classifier, and the probabilities that it gives the model's first streams of seed 1."""
-    classifier = classifier_of()
+    folder = save_classifier(tmp_path_factory.mktemp("words") / "classifier")
+    classifier = AudioClassifier.from_pretrained(folder, backend="torch")
     takes = model.generate_each(samples=SAMPLES, num=5 * TRIES, seed=1)
-    return classifier, [classifier.classify(take.waveform).probability for take in takes]
+    return folder, [classifier.classify(take.waveform).probability for take in takes]
 
 
 @settings(max_examples=10, deadline=None)
-@given(rank=st.integers(0, 5 * TRIES - 1), num=st.integers(1, 4), batch=st.integers(1, 7))
+@given(
+    rank=st.integers(0, 5 * TRIES - 1),
+    num=st.integers(1, 4),
+    first=st.integers(0, TRIES),
+    batch=st.integers(1, 7),
+)
 def test_each_take_is_the_next_stream_that_is_clear(
-    model: AudioModel, heard: tuple[AudioClassifier, list[float]], rank: int, num: int, batch: int
+    model: AudioModel,
+    heard: tuple[str, list[float]],
+    rank: int,
+    num: int,
+    first: int,
+    batch: int,
 ) -> None:
-    classifier, probabilities = heard
+    folder, probabilities = heard
     sure = sorted(probabilities)[rank]
-    options = {"samples": SAMPLES, "seed": 1, "batch": batch}
-    chosen = list(clear_takes(model, classifier, num=num, sure=sure, **options))
+    counted: list[int] = []
+    chosen = list(
+        clear_takes(
+            *(model, judge_of(folder, sure)),
+            samples=SAMPLES, num=num, first=first, seed=1, batch=batch, progress=counted.append,
+        )
+    )  # fmt: skip
     assert len(chosen) == num
-    stream = 0
+    stream = first
     for take, word, drawn in chosen:
         tried = probabilities[stream : stream + TRIES]
         clear = next((i for i, value in enumerate(tried) if value >= sure), None)
@@ -62,44 +87,65 @@ def test_each_take_is_the_next_stream_that_is_clear(
         assert take.index == stream + (int(np.argmax(tried)) if clear is None else clear)
         assert word.probability == pytest.approx(probabilities[take.index], abs=1e-6)
         stream += drawn
+    # What is made is what is heard, and what is left of it is what is given.
+    assert sum(x for x in counted if x > 0) == SAMPLES * (stream - first)
+    assert sum(counted) == SAMPLES * num
     last = chosen[-1].take
     (again,) = model.generate_each(samples=SAMPLES, seed=1, first=last.index)
     assert np.array_equal(again.waveform, last.waveform)
 
 
-def test_no_more_is_made_than_is_heard(model: AudioModel) -> None:
-    made = count()
-    classifier = classifier_of()
+def test_no_more_is_made_than_is_taken(model: AudioModel, heard: tuple[str, list[float]]) -> None:
+    counted: list[int] = []
     chosen = clear_takes(
-        *(model, classifier),
-        num=3, sure=0.0, samples=SAMPLES, batch=1,
-        progress=lambda samples: [next(made) for _ in range(samples)] and None,
+        *(model, judge_of(heard[0], 1e-9)),
+        samples=SAMPLES, num=3, batch=1, progress=counted.append,
     )  # fmt: skip
     next(chosen)
     chosen.close()
-    assert next(made) == SAMPLES
+    assert sum(counted) == SAMPLES
 
 
-def test_what_cannot_be_heard_is_refused(model: AudioModel) -> None:
-    for sure in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"sure is .*; it must be from 0 to 1"):
-            clear_takes(model, classifier_of(), sure=sure, samples=SAMPLES)
-    with pytest.raises(ValueError, match=r"hears 8000 Hz and .* makes 16000"):
-        clear_takes(model, classifier_of(8000), samples=SAMPLES)
-    with pytest.raises(ValueError, match="at least"):
-        next(clear_takes(model, classifier_of(), samples=100))
+def test_what_cannot_be_heard_is_refused(
+    model: AudioModel, heard: tuple[str, list[float]], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"small names no classifier of words"):
+        judge(model)
+    own = audiomamba.load(model.name)
+    own.words = Words(classifier=save_classifier(tmp_path / "slow", 8000), sure=0.5)
+    with pytest.raises(ValueError, match=r"hears 8000 Hz and .* makes 16000 Hz; name another"):
+        judge(own)
+    own.words = Words(classifier=heard[0], sure=0.5)
+    one = judge(own)
+    assert judge(own, 0.25).words.sure == 0.25
+    assert len(one.weights_sha256) == 64
+    for wrong, why in (
+        ({"samples": 100}, r"samples is 100; a word is heard in \d+ at least"),
+        ({"num": 0}, "num is 0; it must be at least 1"),
+        ({"temperature": -1.0}, "temperature is -1"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            clear_takes(own, one, **{"samples": SAMPLES, **wrong})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"sure is 1\.5; it must be above 0 and at most 1"):
+        judge(own, 1.5)
 
 
-def test_a_model_says_how_sure_to_be(tmp_path: Path) -> None:
+def test_a_model_says_which_words_it_asks_for(tmp_path: Path) -> None:
     folder = save_small(tmp_path / "small")
     model = audiomamba.load(folder)
-    assert model.sure == 0
-    model.sure = 0.5
-    model.save(tmp_path / "sure")
-    assert audiomamba.load(tmp_path / "sure").sure == 0.5
-    assert 0 < audiomamba.load("digits").sure < 1
-    text = (folder / "config.json").read_text()
-    for wrong in ("2", "true", '"0.5"'):
-        (folder / "config.json").write_text(text.replace('"sure": 0.0', f'"sure": {wrong}'))
-        with pytest.raises(ValueError, match=r"config\.json: sure is .*; it must be from 0 to 1"):
+    assert model.words is None
+    model.words = Words(classifier="digit_classifier", sure=0.5)
+    model.save(tmp_path / "asking")
+    assert audiomamba.load(tmp_path / "asking").words == model.words
+    assert audiomamba.load("digits").words == Words(classifier="digit_classifier", sure=0.95)
+    values = json.loads((folder / "config.json").read_text())
+    for wrong, why in (
+        ({"classifier": "a", "sure": 2.0}, "sure is 2.0; it must be above 0 and at most 1"),
+        ({"classifier": "a"}, "words lacks the key 'sure'"),
+        ({"classifier": 1, "sure": 0.5}, "words.classifier is 1; it must be of type str"),
+        (0.5, "words is 0.5; it must be an object"),
+    ):
+        values["generation"]["words"] = wrong
+        (folder / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=rf"config\.json: {why}"):
             audiomamba.load(folder)

@@ -18,16 +18,16 @@ from audiomamba.commands.failure import telling_ctrl_c
 from audiomamba.commands.generate_options import Flags
 from audiomamba.commands.prompt import read_prompt, saved_prompts
 from audiomamba.commands.raw import write_raw
-from audiomamba.commands.takes import Hearing, Order, Written, companions, write_takes
+from audiomamba.commands.takes import Order, Written, companions, write_takes
 
 if TYPE_CHECKING:
     from audiomamba.audiomodel import AudioModel
     from audiomamba.guard import Guard
+    from audiomamba.words import Judge
 
 COMPILING = "compiling for this machine; the next start finds it done"
 COMPILING_PROMPT = "compiling what reads prompts, for this machine; the next start finds it done"
 SAMPLE_BYTES, RECORD_BYTES, PICTURE_BYTES = 2, 4096, 450_000  # as large as they get
-WORD_SECONDS = 0.1, 1.0  # a take in which the classifier may hear a word
 STREAMED = {  # what has a meaning for samples that go to no file
     *("stream", "seconds", "num", "seed", "temperature", "top_k", "top_p", "name", "device"),
     *("weights", "prompt", "prompt_seconds", "without_prompt", "resume", "guard", "quiet", "debug"),
@@ -102,7 +102,10 @@ def _check_files(flags: Flags) -> None:
 def _planned_paths(order: Order, flags: Flags) -> list[Path]:
     """Return the names of the files to come, for which there is room but for their prompts."""
     _check_room(order, flags)
-    indices = range(order.first, order.first + order.num)
+    from audiomamba.words import TRIES
+
+    tries = 1 if order.judge is None else TRIES
+    indices = range(order.first, order.first + order.num * tries)
     starts = [one.place.position for one in order.prompts]  # of what was saved: none is read yet
     return _paths(order.model.name, order.sampling["seed"], indices, flags, starts)
 
@@ -128,15 +131,10 @@ def _check_use(flags: Flags) -> None:
         for name in ("prompt_seconds", "without_prompt"):
             if getattr(flags, name):
                 raise click.UsageError(f"{_option(name)} needs --prompt")
-    if flags.prompt and given(flags, "sure"):
-        raise click.UsageError("--sure does not go with --prompt: it is for words from silence")
-    if flags.sure and not may_be_word(flags):
-        shortest, longest = WORD_SECONDS
-        raise click.UsageError(
-            f"--sure is for takes of {shortest:g} to {longest:g} s, and --seconds is "
-            f"{flags.seconds:g}"
-        )
-    for name in ("seed", "temperature", "top_k", "top_p", "num", "prompt", "sure"):
+    for name in ("prompt", "resume"):
+        if flags.sure and given(flags, name):
+            raise click.UsageError(f"--sure does not go with --{name}: words begin from silence")
+    for name in ("seed", "temperature", "top_k", "top_p", "num", "prompt"):
         if flags.resume and given(flags, name):
             raise click.UsageError(
                 f"{_option(name)} does not go with --resume: its file holds what that says"
@@ -181,12 +179,6 @@ def given(flags: Flags, name: str) -> bool:
     return value is not None and value is not False and value != ()  # 0 equals False
 
 
-def may_be_word(flags: Flags) -> bool:
-    """Return whether takes are as long as what the classifier learnt from."""
-    shortest, longest = WORD_SECONDS
-    return shortest <= flags.seconds <= longest
-
-
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -213,7 +205,7 @@ def _plan(model: AudioModel, flags: Flags) -> Order:
             "top_p": flags.top_p,
         },
         guard=_guard(model, flags),
-        hearing=_hearing(model, flags),
+        judge=_judge(model, flags),
     )
     if flags.resume is not None:
         order = _resumed(order, flags.resume, guarded_as_saved=flags.guard is None)
@@ -247,15 +239,28 @@ def _guard(model: AudioModel, flags: Flags) -> Guard | None:
     return guard if mode == "rewind" else replace(guard, tries=0)
 
 
-def _hearing(model: AudioModel, flags: Flags) -> Hearing | None:
-    """Return what listens for words; as a model asks for it, only to takes that may hold one."""
-    from audiomamba.classifier import AudioClassifier
+def _judge(model: AudioModel, flags: Flags) -> Judge | None:
+    """Return who chooses takes: of a model that asks for words those that may hold one."""
+    if flags.sure == 0 or (flags.sure is None and model.words is None):
+        return None
+    from audiomamba.words import SECONDS, judge
 
-    sure = flags.sure
-    if sure is None:
-        free = may_be_word(flags) and not (flags.prompt or flags.resume or flags.stream)
-        sure = model.sure if free else 0.0
-    return Hearing(AudioClassifier.from_pretrained(), sure) if sure else None
+    shortest, longest = SECONDS
+    fits = shortest <= flags.seconds <= longest
+    if flags.sure is None and (flags.prompt or flags.resume or flags.stream or not fits):
+        _say(
+            f"{model.name} asks for clear words, of {shortest:g} to {longest:g} s from silence; "
+            "what this makes is not chosen",
+            flags,
+            err=True,
+        )
+        return None
+    if not fits:
+        raise click.UsageError(
+            f"--sure is for takes of {shortest:g} to {longest:g} s, and --seconds is "
+            f"{flags.seconds:g}"
+        )
+    return judge(model, flags.sure)
 
 
 def _resumed(order: Order, path: Path, *, guarded_as_saved: bool) -> Order:

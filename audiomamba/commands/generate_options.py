@@ -199,9 +199,10 @@ showing = _all(
         type=click.FloatRange(0, 1),
         metavar="FLOAT",
         callback=options.finite,
-        help="Write only takes in which the classifier of digits is as sure of a word: from 0, "
-        "which writes all, to 1. Others are drawn again, eight times at most. For takes of up to "
-        "a second, without a prompt.  [default: the model's]",
+        help="Write takes in which the classifier that the model names is as sure of a word: from "
+        "0, which writes all, to 1. For each at most eight are drawn, and the surest of eight is "
+        "written anyway; names have the numbers of what was drawn. For takes of up to a second, "
+        "without a prompt.  [default: the model's; digits 0.95]",
     ),
     click.option("--play", is_flag=True, help="Play the files when all are made."),
     click.option(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,19 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from audiomamba.audiomodel import AudioModel
-    from audiomamba.classifier import AudioClassifier
     from audiomamba.commands.prompt import Prompt
     from audiomamba.engine.place import Place
     from audiomamba.guard import Guard
     from audiomamba.saved import Saved
     from audiomamba.session import Take
-
-
-class Hearing(NamedTuple):
-    """What listens for a word in a take, and how sure it is to be."""
-
-    classifier: AudioClassifier
-    sure: float
+    from audiomamba.words import Judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +39,7 @@ class Order:
         first: Index of the first.
         sampling: Seed, temperature and cuts, as the model's methods take them.
         guard: When takes are taken back, or None.
-        hearing: What rejects takes without a clear word, or None.
+        judge: Who chooses those that hold a word, or None.
         prompts: What each goes on from; none is silence.
         resumed: What they go on from, if that was saved.
         record: What the record of every file says.
@@ -58,7 +51,7 @@ class Order:
     first: int = 0
     sampling: dict[str, Any]
     guard: Guard | None = None
-    hearing: Hearing | None = None
+    judge: Judge | None = None
     prompts: Sequence[Prompt] = ()
     resumed: Saved | None = None
     record: dict[str, Any] = field(default_factory=dict)
@@ -104,10 +97,13 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
         with (
             telling(so_far),
             contextlib.closing(takes),  # an error here stops the takes that are being made
-            telling_runaways(lambda i: _name(paths, i, order), rate, bar.clear),
+            telling_runaways(
+                lambda i: paths[i - order.first].name, rate, bar.clear, hold=order.judge is not None
+            ) as tell_runaway,
         ):
             for take, word in takes:
-                path = paths[made if word else take.index - order.first]
+                path = paths[take.index - order.first]
+                tell_runaway(take.index)
                 made += 1
                 drawn += word.get("drawn", 1)
                 speed = made * seconds / (time.perf_counter() - began)
@@ -136,35 +132,29 @@ def write_takes(order: Order, paths: list[Path], flags: Flags) -> list[Written]:
 def _takes(
     order: Order, flags: Flags, progress: Callable[[int], None]
 ) -> Generator[tuple[Take, dict[str, Any]], None, None]:
-    """Make takes, each with what was heard in it: nothing where nobody listens."""
+    """Make takes, each with what a judge says of it: nothing without one."""
     options: dict[str, Any] = {
         "samples": order.samples,
         "first": order.first,
         **order.sampling,
         "guard": order.guard or False,
         "batch": flags.batch_size,
+        "progress": progress,
+        "num": order.num,
     }
-    if order.hearing is None:
-        takes = order.model.generate_each(
-            num=order.num, prompt=order.places, progress=progress, **options
-        )
+    if order.judge is None:
+        takes = order.model.generate_each(prompt=order.places, **options)
         with contextlib.closing(takes):
             for take in takes:
                 yield take, {}
         return
     from audiomamba.words import clear_takes
 
-    model, (classifier, sure) = order.model, order.hearing
-    chosen = clear_takes(model, classifier, num=order.num, sure=sure, **options)
+    said = {**asdict(order.judge.words), "classifier_sha256": order.judge.weights_sha256}
+    chosen = clear_takes(order.model, order.judge, **options)
     with contextlib.closing(chosen):
         for take, heard, drawn in chosen:
-            progress(order.samples)  # of those that count
-            yield take, {**heard._asdict(), "drawn": drawn, "sure": sure}
-
-
-def _name(paths: list[Path], stream: int, order: Order) -> str:
-    """Return what a stream becomes; of those that are heard it is not known yet."""
-    return f"stream {stream}" if order.hearing else paths[stream - order.first].name
+            yield take, {**heard._asdict(), "drawn": drawn, **said}
 
 
 def _tell(one: Written) -> None:
@@ -253,8 +243,8 @@ def _write(
     if word and word["probability"] < word["sure"]:
         clear()
         click.echo(
-            f"warning: {path.name} holds no clear word; it is the clearest of {word['drawn']}: "
-            f"{word['word']}, {word['probability']:.2f}",
+            f"warning: {path.name} is the clearest of {word['drawn']}, and {word['classifier']} is "
+            f"not {word['sure']:g} sure of it: {word['word']}, {word['probability']:.3f}",
             err=True,
         )
     for fault in record.get("faults", ()):

@@ -22,7 +22,7 @@ class StandIn:
     weights_sha256 = "0123"
     temperature = 0.75
     guard = False
-    sure = 0.0
+    words = None
     engine = "numba"
     weights = None
     nll_bits = 2.5
