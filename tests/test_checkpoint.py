@@ -167,7 +167,7 @@ def test_the_shipped_digits_are_small_and_end() -> None:
     assert (folder / "README.md").is_file()
     model = checkpoint.load(folder)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 3.31
-    word = audio.read(ROOT / "samples" / "digits_1_5.ogg", 16000)
+    word = audio.read(ROOT / "samples" / "digits_1_31.ogg", 16000)
     tokens = torch.from_numpy(model.config.tokenizer.encode(word).astype(np.int64))[None]
     noise = torch.randint(0, 256, (1, 8192), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
