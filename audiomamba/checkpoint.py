@@ -183,8 +183,7 @@ def holds(directory: Path, key: str) -> bool:
 
 def read_temperature(directory: Path) -> float:
     """Read the temperature that a folder's model is made for; raises as `load`."""
-    generation = _read(directory).get("generation", {})
-    value = generation.get("temperature", 1.0) if isinstance(generation, dict) else generation
+    value = _generation(directory).get("temperature", 1.0)
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError(f"{directory / CONFIG}: temperature is {value!r}; it must be 0 or more")
     return float(value)
@@ -192,8 +191,7 @@ def read_temperature(directory: Path) -> float:
 
 def read_guard(directory: Path) -> bool:
     """Read whether a folder's model is made to be guarded from noise; raises as `load`."""
-    generation = _read(directory).get("generation", {})
-    value = generation.get("guard", False) if isinstance(generation, dict) else False
+    value = _generation(directory).get("guard", False)
     if not isinstance(value, bool):
         raise ValueError(f"{directory / CONFIG}: guard is {value!r}; it must be true or false")
     if value and read_validation_bits(directory) is None:
@@ -206,8 +204,7 @@ def read_guard(directory: Path) -> bool:
 
 def read_words(directory: Path) -> Words | None:
     """Read which takes of a folder's model are wanted; raises as `load`."""
-    generation = _read(directory).get("generation", {})
-    value = generation.get("words") if isinstance(generation, dict) else None
+    value = _generation(directory).get("words")
     if value is None:
         return None
     try:
@@ -221,6 +218,13 @@ def read_validation_bits(directory: Path) -> float | None:
     training = _read(directory).get("training", {})
     bits = training.get("validation_bits_per_sample") if isinstance(training, dict) else None
     return float(bits) if isinstance(bits, (int, float)) and 0 < bits < float("inf") else None
+
+
+def _generation(directory: Path) -> dict[str, Any]:
+    values = _read(directory).get("generation", {})
+    if not isinstance(values, dict):
+        raise ValueError(f"{directory / CONFIG}: generation is {values!r}; it must be an object")
+    return values
 
 
 def _read(directory: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from audiomamba import checkpoint
 from audiomamba.classifier import AudioClassifier, Heard
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from audiomamba.arguments import Options
     from audiomamba.audiomodel import AudioModel
+    from audiomamba.generate import Batch
 
 TRIES = 8  # streams for a take; where half are clear, one take in 256 is not
 SECONDS = 0.1, 1.0  # of a take: what is shorter or longer, no classifier of words has learnt
@@ -85,7 +86,7 @@ def clear_takes(
     samples: int,
     first: int = 0,
     progress: Callable[[int], None] | None = None,
-    batch: Any = None,
+    batch: Batch = None,
     **options: Unpack[Options],
 ) -> Generator[Clear, None, None]:
     """Make takes, each the next stream of which a judge is sure.

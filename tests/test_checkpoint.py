@@ -100,9 +100,9 @@ def test_a_config_of_another_model_is_refused(folder: Path) -> None:
     change(folder, model=CONFIG.to_dict(), format=2)
     with pytest.raises(ValueError, match="its format is 2, this version reads 1"):
         checkpoint.load(folder)
-    for generation in ({"temperature": "hot"}, "hot"):
+    for generation, wrong in (({"temperature": "hot"}, "temperature"), ("hot", "generation")):
         change(folder, format=1, generation=generation)
-        with pytest.raises(ValueError, match="temperature is 'hot'"):
+        with pytest.raises(ValueError, match=f"{wrong} is 'hot'; it must be "):
             checkpoint.read_temperature(folder)
     change(folder, generation={"guard": "yes"})
     with pytest.raises(ValueError, match="guard is 'yes'; it must be true or false"):

@@ -139,6 +139,16 @@ def test_the_figures_of_runaway_noise() -> None:
         assert row([setting.removesuffix("+guard"), str(x["runs"]), *counts, *mean]) in card
 
 
+def test_what_is_said_of_clear_digits_is_so() -> None:
+    lines = (BENCHMARKS / "digits_heard.jsonl").read_text(encoding="utf-8").splitlines()
+    sure = [json.loads(line)["probability"] for line in lines]
+    clear, fair, likely = (sum(x >= least for x in sure) for least in (0.95, 0.9, 0.7))
+    card = (ROOT / "audiomamba" / "weights" / "digits" / "README.md").read_text(encoding="utf-8")
+    said = f"95 % sure of its word in {clear}, 90 % in {fair}, and 70 % in {likely}"
+    assert f"Of the {len(sure)} clips" in " ".join(card.split())
+    assert said in " ".join(card.split())
+
+
 def words_of(number: int) -> str:
     """Return a small number in words."""
     return ["none", "one", "two", "three", "four", "five"][number]

@@ -102,10 +102,12 @@ def _check_files(flags: Flags) -> None:
 def _planned_paths(order: Order, flags: Flags) -> list[Path]:
     """Return the names of the files to come, for which there is room but for their prompts."""
     _check_room(order, flags)
-    from audiomamba.words import TRIES
+    numbers = order.num
+    if order.judge is not None:
+        from audiomamba.words import TRIES
 
-    tries = 1 if order.judge is None else TRIES
-    indices = range(order.first, order.first + order.num * tries)
+        numbers *= TRIES  # of those that may be drawn
+    indices = range(order.first, order.first + numbers)
     starts = [one.place.position for one in order.prompts]  # of what was saved: none is read yet
     return _paths(order.model.name, order.sampling["seed"], indices, flags, starts)
 

@@ -92,9 +92,9 @@ def test_what_is_too_long_or_goes_on_is_not_chosen(run: Run, asking: Path, tmp_p
     assert run("-m", asking, *SHORT)[0] == 0
     wav = made(tmp_path)[0]
     note = (
-        "owner/asking asks for clear words, of 0.1 to 1 s from silence; what this makes is not "
+        f"{asking} asks for clear words, of 0.1 to 1 s from silence; what this makes is not "
         "chosen\n"
-    ).replace("owner/asking", str(asking))
+    )
     for free, told in (
         ((*SHORT, "--sure", 0), ""),
         (("--seconds", 1.5), note),
