@@ -199,7 +199,7 @@ class Training(pl.LightningModule):
         loss, *carried = self.objective(previous, target, *([] if state is None else leaves(state)))
         if self.config.carry_state:
             after = iter(carried)
-            self.carried = map_state(lambda _: next(after).clone(), state)
+            self.carried = map_state(lambda _: next(after).detach().clone(), state)
         counted = (target != UNKNOWN).sum()
         if self.uneven:
             loss = loss * weight_of_rank(counted)

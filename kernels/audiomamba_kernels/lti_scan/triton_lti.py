@@ -41,6 +41,18 @@ NARROW = Tiling()
 # reads outside of memory. Smaller tiles avoid that, and spill few registers.
 EXACT = NARROW._replace(chunk=32, rows=32, outputs_registers=None, gradients_registers=None)
 WIDE = EXACT._replace(rows=16, gradients_warps=8)
+# For 33 to 64 states of bfloat16, 64 in S4: two warps have no product of 64 rows, and wait for each
+# other less than four.
+S4 = Tiling(
+    rows=16,
+    ends_warps=2,
+    adjoint_warps=2,
+    outputs_warps=2,
+    outputs_registers=None,
+    gradients_warps=2,
+    gradients_registers=None,
+)
+MAPS_ROWS = 16  # that a program writes of each map
 
 # Of the input's dtype, the operands of matrix products and how they are multiplied. float16 would
 # overflow in states, and tf32, cut rather than rounded, is not as exact.
@@ -53,9 +65,9 @@ OPERANDS = {
 
 def tiling_of(dtype: torch.dtype, S: int) -> Tiling:
     """Return how the work on inputs of a dtype is cut, S being `padded_state`."""
-    if S > 32:
-        return WIDE
-    return NARROW if dtype == torch.bfloat16 else EXACT
+    if dtype != torch.bfloat16:
+        return WIDE if S > 32 else EXACT
+    return NARROW if S <= 32 else S4 if S <= 64 else WIDE
 
 
 def forward(
@@ -204,9 +216,9 @@ class _Call:
             powers=self.new(channels, Q + 1, S),
             chunk_powers=self.new(channels, R + 1, S),
         )
-        maps_kernel[(channels,)](
+        maps_kernel[(channels * (max(Q, R) // MAPS_ROWS),)](
             *self.parameters, *self.maps, self.parameters[1].shape[1],
-            R=R, Q=Q, S=S, COMPLEX=A.is_complex(), REVERSE=reverse,
+            K=MAPS_ROWS, R=R, Q=Q, S=S, COMPLEX=A.is_complex(), REVERSE=reverse,
         )  # fmt: skip
         self.common = {
             **self.maps._asdict(),

@@ -8,7 +8,7 @@ neighbouring real and imaginary parts (S real numbers in all), the chunk does
 where inside[s, t] = k[t - s], k[j] = 2 Re(sum C g p^j), read[s] = p^(Q-1-s), and write[t] = p^(t+1)
 with the factor and sign that make a real product of 2 Re(...). For time that runs backwards,
 memory stays in order and the matrices are flipped. All of it is small, and computed in float64:
-powers are exponentials of multiples of delta A, never running products.
+powers are exponentials of multiples of delta A, or one such times another, never running products.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment, var-annotated"
@@ -31,7 +31,7 @@ from audiomamba_kernels.lti_scan.triton_tiles import (
 
 @triton.jit
 def _powers(log_re, log_im, exponents, COMPLEX: tl.constexpr):
-    """p^e, exponents (E, 1) of float64, as a pair of (E, N)."""
+    """p^e, exponents a number or (E, 1) of float64, as a pair of (E, N)."""
     size = tl.exp(exponents * log_re)
     if COMPLEX:
         return size * tl.cos(exponents * log_im), size * tl.sin(exponents * log_im)
@@ -57,55 +57,64 @@ def _load_parameters(
 def maps_kernel(
     delta, A, B, C, gain, wide_C, inside, read, write, late_read, late_write, powers, chunk_powers,
     width,
-    R: tl.constexpr, Q: tl.constexpr, S: tl.constexpr, COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
+    K: tl.constexpr, R: tl.constexpr, Q: tl.constexpr, S: tl.constexpr,
+    COMPLEX: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Write the maps of a channel; `late` ones have each power p^e times e.
+    """Write K rows of each of a channel's maps; `late` ones have each power p^e times e.
 
     delta is (channels,), A, B and C (channels, width), a complex one counting its parts; gain, g,
     and wide_C are (channels, S), inside (channels, Q, Q), the reads (channels, Q, S), the writes
     (channels, S, Q), powers (channels, Q + 1, S) from p^0 to p^Q, and chunk_powers (channels,
-    R + 1, S) from p^0 by p^Q to p^(R Q).
+    R + 1, S) from p^0 by p^Q to p^(R Q). Programs are channels * max(Q, R) / K.
     """
-    channel = tl.program_id(0).to(tl.int64)
+    blocks: tl.constexpr = (Q if Q > R else R) // K
+    first = tl.program_id(0) % blocks * K
+    channel = (tl.program_id(0) // blocks).to(tl.int64)
     step, a, b, c = _load_parameters(delta, A, B, C, channel, width, S, COMPLEX)
     log_re, log_im = step * a[0], step * a[1]
     gain_re, gain_im = step * b[0], step * b[1]
-    state, row = tl.arange(0, S)[None, :], channel * S
-    tl.store(gain + row + state, join(gain_re, gain_im, COMPLEX))
-    tl.store(wide_C + row + state, join(c[0], c[1], COMPLEX))
+    state, number = tl.arange(0, S)[None, :], first + tl.arange(0, K)[:, None]
+    if first == 0:
+        row = channel * S + state
+        tl.store(gain + row, join(gain_re, gain_im, COMPLEX))
+        tl.store(wide_C + row, join(c[0], c[1], COMPLEX))
 
-    time = tl.arange(0, Q)[:, None]
-    p_re, p_im = _powers(log_re, log_im, time.to(tl.float64), COMPLEX)
-    k_re, k_im = multiply(c[0], c[1], gain_re, gain_im, COMPLEX)
-    k_re, k_im = multiply(k_re, k_im, p_re, p_im, COMPLEX)
-    k = ((2 if COMPLEX else 1) * tl.sum(k_re, 1)).to(tl.float32)
-    entry = tl.arange(0, Q * Q)
-    lag = (entry // Q - entry % Q) if REVERSE else (entry % Q - entry // Q)
-    entries = tl.where(lag >= 0, tl.gather(k, tl.maximum(lag, 0), 0), 0.0)
-    tl.store(inside + channel * (Q * Q) + entry, entries.to(inside.dtype.element_ty))
+    if first < Q:  # a multiple of K
+        p_re, p_im = _powers(log_re, log_im, number.to(tl.float64), COMPLEX)
+        k_re, k_im = multiply(c[0], c[1], gain_re, gain_im, COMPLEX)
+        k_re, k_im = multiply(k_re, k_im, p_re, p_im, COMPLEX)
+        k = (2 if COMPLEX else 1) * tl.sum(k_re, 1)[:, None]
+        # By lag and s: t = s + lag, or s - lag for time that runs backwards. Where t falls off one
+        # end, the same s has as many t at the other that the input does not reach.
+        s = tl.arange(0, Q)[None, :]
+        t = (s - number) if REVERSE else (s + number)
+        entries = tl.where((t >= 0) & (t < Q), k, 0.0).to(inside.dtype.element_ty)
+        tl.store(inside + channel * (Q * Q) + s * Q + (t + Q) % Q, entries)
 
-    place = channel * (Q * S) + (time if REVERSE else Q - 1 - time) * S + state
-    p = join(p_re, p_im, COMPLEX)
-    tl.store(read + place, p.to(read.dtype.element_ty))
-    tl.store(late_read + place, (time * p).to(read.dtype.element_ty))
-    powers += channel * ((Q + 1) * S)
-    tl.store(powers + time * S + state, p)
+        place = channel * (Q * S) + (number if REVERSE else Q - 1 - number) * S + state
+        p = join(p_re, p_im, COMPLEX)
+        tl.store(read + place, p.to(read.dtype.element_ty))
+        tl.store(late_read + place, (number * p).to(read.dtype.element_ty))
+        place = powers + channel * ((Q + 1) * S) + number * S + state
+        tl.store(place, p)
 
-    p_re, p_im = _powers(log_re, log_im, (time + 1).to(tl.float64), COMPLEX)
-    tl.store(powers + (time + 1) * S + state, join(p_re, p_im, COMPLEX))
-    if COMPLEX:  # the conjugate, twice
-        p_re, p_im = 2 * p_re, -2 * p_im
-    p = join(p_re, p_im, COMPLEX)
-    place = channel * (Q * S) + state * Q + (Q - 1 - time if REVERSE else time)
-    tl.store(write + place, p.to(write.dtype.element_ty))
-    tl.store(late_write + place, ((time + 1) * p).to(write.dtype.element_ty))
+        one_re, one_im = _powers(log_re, log_im, 1.0, COMPLEX)
+        p_re, p_im = multiply(p_re, p_im, one_re, one_im, COMPLEX)
+        tl.store(place + S, join(p_re, p_im, COMPLEX))
+        if COMPLEX:  # the conjugate, twice
+            p_re, p_im = 2 * p_re, -2 * p_im
+        p = join(p_re, p_im, COMPLEX)
+        place = channel * (Q * S) + state * Q + (Q - 1 - number if REVERSE else number)
+        tl.store(write + place, p.to(write.dtype.element_ty))
+        tl.store(late_write + place, ((number + 1) * p).to(write.dtype.element_ty))
 
-    chunk = tl.arange(0, R)[:, None]
-    chunk_powers += channel * ((R + 1) * S)
-    p_re, p_im = _powers(log_re, log_im, (chunk * Q).to(tl.float64), COMPLEX)
-    tl.store(chunk_powers + chunk * S + state, join(p_re, p_im, COMPLEX))
-    p_re, p_im = _powers(log_re, log_im, ((chunk + 1) * Q).to(tl.float64), COMPLEX)
-    tl.store(chunk_powers + (chunk + 1) * S + state, join(p_re, p_im, COMPLEX))
+    if first < R:
+        place = chunk_powers + channel * ((R + 1) * S) + number * S + state
+        p_re, p_im = _powers(log_re, log_im, (number * Q).to(tl.float64), COMPLEX)
+        tl.store(place, join(p_re, p_im, COMPLEX), mask=number < R)
+        all_re, all_im = _powers(log_re, log_im, 1.0 * Q, COMPLEX)
+        p_re, p_im = multiply(p_re, p_im, all_re, all_im, COMPLEX)
+        tl.store(place + S, join(p_re, p_im, COMPLEX), mask=number < R)
 
 
 @triton.jit(do_not_specialize=["batch", "channels", "tiles", "segments", "width"])
