@@ -53,6 +53,8 @@ class S4(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
+        if torch.is_autocast_enabled(x.device.type):  # the norm before it leaves float32
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         delta, A, B, C = self.parameters_of_scan()
         y, state = lti_scan(
             x,
