@@ -306,7 +306,7 @@ def with_data(
                 prepare(data, out, model.tokenizer, sample_rate=model.sample_rate, only=recipe.only)
                 (out / SOURCE).write_text(str(data.resolve()), encoding="utf-8")
     source = (out / SOURCE).read_text("utf-8") if (out / SOURCE).exists() else None
-    if config.data and source is not None and source != str(data.resolve()):
+    if source is not None and source != str(data.resolve()):
         raise ValueError(
             f"{out} was prepared from {source}, and not from {data}; give another --out"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import torch
 from audiomamba.config import ModelConfig
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.files import sha256
+from audiomamba.optim import warmup_cosine
 from audiomamba.train_config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 # What a resumed run must share with its beginning; the rest, such as steps, may change on the way.
 FIXED = (
@@ -50,6 +54,28 @@ def check_same_run(then: dict[str, Any], now: dict[str, Any], out: str) -> None:
                 f"the run in {out} has {name} {then.get(name)}, and this one has {value}; resume "
                 "it with the same, or start another with --out"
             )
+
+
+def warn_of_other_steps(planned: int | None, config: TrainConfig, step: int) -> None:
+    """Say by how much the learning rate jumps if a run goes on to other steps than were planned.
+
+    Args:
+        planned: What `steps` was when the run stopped; None, of old checkpoints, is not known.
+        config: What it is now, and the rest.
+        step: Steps that were done.
+    """
+    if planned in (None, config.steps):
+        return
+    floor = config.min_learning_rate / config.learning_rate
+    before, now = (
+        config.learning_rate * warmup_cosine(step, steps, config.warmup, floor)
+        for steps in (planned, config.steps)
+    )
+    log.warning(
+        "the run in %s was laid out for %d steps and goes on to %d: after step %d its learning "
+        "rate is %.3g, and would have been %.3g",
+        *(config.out, planned, config.steps, step, now, before),
+    )
 
 
 def check_processes_agree(runs: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
-from audiomamba import checkpoint
+from audiomamba import checkpoint, resume
 from audiomamba.config import ModelConfig
 from audiomamba.data.batches import Batch, Crops, Steps, Streams
 from audiomamba.data.tokens import TokenStore
@@ -31,7 +31,6 @@ from audiomamba.objective import (
     weight_of_rank,
 )
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
-from audiomamba.resume import check_processes_agree, check_readable, check_same_run, describe_run
 from audiomamba.state import leaves, map_state, where
 from audiomamba.train_config import TrainConfig, without_places
 from audiomamba.train_folder import BEST, LAST, LISTEN, record
@@ -105,11 +104,11 @@ class Training(pl.LightningModule):
         """
         if self.trainer.world_size > 1:
             last = Path(self.config.out) / LAST
-            step = check_readable(last) if last.exists() else None
+            step = resume.check_readable(last) if last.exists() else None
             everyone: list[Any] = [None] * self.trainer.world_size
             mine = {f"in its {LAST} step": step, **self._run()}
             torch.distributed.all_gather_object(everyone, mine)
-            check_processes_agree(everyone)
+            resume.check_processes_agree(everyone)
 
     def train_dataloader(self) -> Steps:
         """Return the run's batches, from the step it has come to."""
@@ -261,6 +260,7 @@ class Training(pl.LightningModule):
             states = [leaf[None] for leaf in states]
         checkpoint["audiomamba"] = {
             "run": self._run(),
+            "steps": self.config.steps,
             "samples": self.samples,
             "carried": [leaf.cpu() for leaf in states],
             "best": self.best,
@@ -278,8 +278,9 @@ class Training(pl.LightningModule):
         then = {"learn_silence": False, "start": "", **saved["run"]}
         if then["precision"] == "auto":
             then["precision"] = now["precision"]
-        check_same_run(then, now, self.config.out)
+        resume.check_same_run(then, now, self.config.out)
         c, steps = self.config, checkpoint["global_step"]
+        resume.warn_of_other_steps(saved.get("steps"), c, steps)
         read = steps * c.batch * c.length * self.trainer.world_size
         self.samples = saved.get("samples", read)  # which checkpoints did not always have
         self.best, self.bits, self.validated = (saved[k] for k in ("best", "bits", "validated"))
@@ -290,7 +291,7 @@ class Training(pl.LightningModule):
 
     def _run(self) -> dict[str, Any]:
         config = dataclasses.replace(self.config, precision=choose_precision(self.config))
-        return describe_run(self.model, config, self.trainer.world_size, self.store)
+        return resume.describe_run(self.model, config, self.trainer.world_size, self.store)
 
     # What happens between steps.
 

@@ -68,6 +68,16 @@ def test_a_folder_of_audio_becomes_a_model_and_is_prepared_once(recipe, audio, t
     assert values["training"]["step"] == 3
 
 
+def test_what_was_prepared_of_other_recordings_is_not_taken(recipe, audio, tmp_path):
+    out = tmp_path / "run"
+    common = ["--out", str(out), "--preset", "tiny", "--accelerator", "cpu", "--length", "1024"]
+    with pytest.raises(SystemExit, match="no train clip"):
+        recipe.main([*common[:-1], "1048576", "--data", str(audio)])
+    assert (out / "data" / "index.json").exists()
+    with pytest.raises(SystemExit, match=rf"prepared from {audio}, and not from data/youtubemix"):
+        recipe.main([*common, "--steps", "1"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

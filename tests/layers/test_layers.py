@@ -14,6 +14,7 @@ from audiomamba.layers.block import Block
 from audiomamba.layers.mamba import Mamba
 from audiomamba.layers.s4 import S4
 from audiomamba.state import leaves
+from audiomamba_kernels import lti_scan
 from tests.contract import check_recurrent
 
 LAYERS: dict[str, Any] = {
@@ -180,6 +181,26 @@ def test_s4_is_the_convolution_with_the_kernel_of_s4d() -> None:
     y = torch.fft.irfft(product, 2 * steps, dim=1)[:, :steps] + layer.D * x
     expected = nn.functional.glu(layer.out_proj(nn.functional.gelu(y)), -1)
     torch.testing.assert_close(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("mixer", ["s4", "lti"])
+def test_scans_have_the_dtype_of_autocast(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm before a mixer leaves float32, whose kernels are several times as slow."""
+    seen = []
+
+    def spy(u: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(u.dtype)
+        return lti_scan(u, *args, **kwargs)
+
+    monkeypatch.setattr(f"audiomamba.layers.{'s4' if mixer == 's4' else 'mamba'}.lti_scan", spy)
+    block = Block(8, Tier(mixer=mixer, d_state=8))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = block(torch.randn(1, 20, 8))
+    assert seen == [torch.bfloat16]
+    block(torch.randn(1, 20, 8))
+    assert seen[1:] == [torch.float32]
+    assert y.dtype == torch.float32  # the residual stream
+    assert all(leaf.dtype in (torch.float32, torch.complex64) for leaf in leaves(state))
 
 
 def test_rotations_depend_on_distance_at_the_published_frequencies() -> None:

@@ -152,6 +152,18 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(data, tmp_pa
     assert not list(out["killed"].rglob("*.part"))
 
 
+def test_a_jump_of_the_learning_rate_is_warned_of(data, tmp_path, caplog):
+    c = config(data, tmp_path, learning_rate=2e-3, warmup=0.1, max_minutes=1e-9)
+    train(MODEL, c)
+    train(MODEL, c, resume=True)
+    assert "was laid out" not in caplog.text
+    train(MODEL, dataclasses.replace(c, steps=80), resume=True)
+    assert (
+        "was laid out for 8 steps and goes on to 80: after step 2 its learning rate is 0.00075, "
+        "and would have been 0.0019" in caplog.text
+    )
+
+
 def test_another_run_is_not_resumed(data, tmp_path):
     c = config(data, tmp_path, steps=1)
     train(MODEL, c)

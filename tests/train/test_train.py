@@ -15,6 +15,7 @@ from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import evaluate
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.objective import Objective
+from audiomamba.state import leaves
 from audiomamba.tokenizer import Tokenizer
 from audiomamba.train import train
 from audiomamba.train_config import TrainConfig
@@ -153,6 +154,25 @@ def test_carried_state_makes_chunks_equal_to_the_whole(data, tmp_path):
     assert float((a + b).detach()) / 2 == pytest.approx(float(at_once.detach()), rel=1e-5)
     fresh = chunks.training_step(batch(clip[:, 64:], True), 2)
     assert abs(float((fresh - b).detach())) > 1e-4
+
+
+def test_a_carried_state_has_no_history(data, tmp_path):
+    """Unlike what a recorded graph returns: to autograd, a replay is made of the weights."""
+    store = TokenStore(data)
+    module = Training(MODEL, config(data, tmp_path, carry_state=True), store)
+    prepare(module)
+    objective, weight = module.objective, module.network.head.weight
+
+    def replayed(*inputs):
+        loss, *state = objective(*inputs)
+        return loss, *(leaf + 0 * weight.sum() for leaf in state)
+
+    module.objective = replayed
+    clip = torch.from_numpy(np.array(store.clip(store.files("train")[0])))[:65][None]
+    batch = {"tokens": clip, "samples": torch.tensor([64]), "first": torch.tensor([True])}
+    for index in range(2):
+        module.training_step(batch, index).backward()
+    assert not any(leaf.requires_grad for leaf in leaves(module.carried))
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -100,7 +100,7 @@ def maps_kernel(
 
         one_re, one_im = _powers(log_re, log_im, 1.0, COMPLEX)
         p_re, p_im = multiply(p_re, p_im, one_re, one_im, COMPLEX)
-        tl.store(place + S, join(p_re, p_im, COMPLEX))
+        tl.store(place + S, join(p_re, p_im, COMPLEX), mask=number == Q - 1)
         if COMPLEX:  # the conjugate, twice
             p_re, p_im = 2 * p_re, -2 * p_im
         p = join(p_re, p_im, COMPLEX)
@@ -114,7 +114,7 @@ def maps_kernel(
         tl.store(place, join(p_re, p_im, COMPLEX), mask=number < R)
         all_re, all_im = _powers(log_re, log_im, 1.0 * Q, COMPLEX)
         p_re, p_im = multiply(p_re, p_im, all_re, all_im, COMPLEX)
-        tl.store(place + S, join(p_re, p_im, COMPLEX), mask=number < R)
+        tl.store(place + S, join(p_re, p_im, COMPLEX), mask=number == R - 1)
 
 
 @triton.jit(do_not_specialize=["batch", "channels", "tiles", "segments", "width"])
