@@ -1,7 +1,7 @@
 """Whether a long generation has run away: into noise, into silence, or into one held tone.
 
 Each window of a second gets a level, a spectral flatness and its strongest tone; what leaves the
-limits for some seconds is a fault. The limits stand clear of ten minutes of real piano (the test
+limits for some seconds is a fault. The defaults stand clear of ten minutes of real piano (the test
 clips of the shipped model, through its mu-law tokens), where
 
 - the flatness of a window is 0.0009 in the median and 0.058 at most, while white noise has 0.56
@@ -63,6 +63,8 @@ class Curves:
 class Limits:
     """Where a fault begins; the figures behind the defaults are at the top of this file.
 
+    `LIMITS_OF` has those of the shipped models, by name.
+
     Attributes:
         noise_flatness: Noise is flatter than this,
         noise_level: and louder than this, in dBFS: softer noise is the hiss of a recording,
@@ -83,6 +85,12 @@ class Limits:
 
 
 LIMITS = Limits()
+# Stricter for music, none of whose recordings has two loud seconds so flat; one alone may be a note
+# after silence. A word's clip of a second is silent if all of it is.
+LIMITS_OF = {
+    "piano": Limits(noise_flatness=0.01, noise_level=-30, noise_seconds=2),
+    "digits": Limits(noise_seconds=1, silence_seconds=1),
+}
 
 
 class Fault(NamedTuple):

@@ -57,10 +57,11 @@ def _program() -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of this file's repository, with "-dirty" if the files are not those of it.
+    """Return the commit of this file's repository, with "-dirty" if its files have changed since.
 
-    A copy of the tree has no repository; there it is what AUDIOMAMBA_COMMIT says, or None. A
-    repository further up, such as one that holds a virtual environment, is another's.
+    Files that it does not hold, such as what was generated there, do not count. A copy of the tree
+    has no repository; there it is what AUDIOMAMBA_COMMIT says, or None. A repository further up,
+    such as one that holds a virtual environment, is another's.
     """
     if not (ROOT / ".git").exists():
         return os.environ.get("AUDIOMAMBA_COMMIT") or None
@@ -70,7 +71,9 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + (
+            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -25,7 +25,7 @@ from audiomamba.config import ModelConfig, Tier, unet
 from audiomamba.data.batches import check_length
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.evaluate import evaluate
-from audiomamba.files import replacing
+from audiomamba.files import replacing, sha256
 from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
 from audiomamba.train_config import TrainConfig, without_places
@@ -195,7 +195,11 @@ def make_parser(recipe: Recipe) -> Parser:
         "--preset", choices=recipe.presets, default=first, help=f"shape (default: {first})"
     )
     add_switches(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, or begin it where there is none",
+    )
     add_flags(parser.add_argument_group("training"), recipe.train)
     shape = recipe.presets[first]
     add_flags(parser.add_argument_group("model, where it differs from the preset"), shape)
@@ -228,6 +232,7 @@ def result(
     return {
         **made,
         "device": device_name(outcome.device),
+        "data": sha256(store.directory / INDEX),
         "processes": outcome.processes,
         "training": without_places(config),
         "seed": config.seed,

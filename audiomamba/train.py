@@ -17,6 +17,7 @@ import torch
 
 try:
     import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
     from lightning.pytorch.utilities import rank_zero_only
@@ -129,23 +130,26 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
     if config.start and not ckpt:
         module.begin_with(config.start)
     quiet = not sys.stdout.isatty()
-    trainer = pl.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=config.strategy,
-        num_nodes=config.nodes,
-        precision=choose_precision(config),
-        max_steps=config.steps,
-        max_epochs=-1,
-        logger=_loggers(out, config.wandb),
-        callbacks=[] if quiet else [TQDMProgressBar(refresh_rate=config.log_every)],
-        enable_progress_bar=not quiet,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        log_every_n_steps=min(config.log_every, config.steps),
-        default_root_dir=out,
-    )
+    try:
+        trainer = pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            num_nodes=config.nodes,
+            precision=choose_precision(config),
+            max_steps=config.steps,
+            max_epochs=-1,
+            logger=_loggers(out, config.wandb),
+            callbacks=[] if quiet else [TQDMProgressBar(refresh_rate=config.log_every)],
+            enable_progress_bar=not quiet,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            log_every_n_steps=min(config.log_every, config.steps),
+            default_root_dir=out,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"{error}") from error
     with warnings.catch_warnings():
         # Lightning asks torch about trees in a way that torch 2.11 announces to drop.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)", FutureWarning)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+DEVICES = r"auto|-1|\d+(,\d+)*"  # what lightning takes as a flag
 PLACES = ("data", "out", "wandb")  # of a run; they say nothing elsewhere
 
 
@@ -41,7 +43,7 @@ class TrainConfig:
         validation_seconds: Audio read in a validation, from the start of every clip; None is all.
         validation_batch: Clips validated side by side.
         checkpoint_every: Steps from one checkpoint to the next.
-        log_every: Steps from one line of the log to the next.
+        log_every: Steps from one row of OUT/logs to the next; of them a line is shown every 20 s.
         listen_every: Steps from one sample of the averaged model to the next; 0 makes none.
         listen_seconds: Length of each sample.
         wandb: Project of Weights & Biases to log to as well, if any.
@@ -52,7 +54,7 @@ class TrainConfig:
             on a single device and with ddp.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
-        devices: Number of devices a node, or auto.
+        devices: Number of devices a node, or which, as 0,2; or auto.
         strategy: Lightning's: auto, ddp.
         nodes: Number of machines.
     """
@@ -108,6 +110,8 @@ class TrainConfig:
         low = self.min_learning_rate
         _require("min_learning_rate", low, low <= self.learning_rate, "at most learning_rate")
         _require("seed", self.seed, self.seed >= 0, "0 or more")
+        known = re.fullmatch(DEVICES, self.devices) is not None
+        _require("devices", self.devices, known, "auto, a number, or numbers with commas")
         for name in ("warmup", "ema_decay"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
 

@@ -26,7 +26,7 @@ from audiomamba.arguments import count_samples
 from audiomamba.audiomodel import AudioModel
 from audiomamba.config import Tier, unet
 from audiomamba.data.tokens import TokenStore
-from audiomamba.drift import LIMITS, Curves, faults, measure
+from audiomamba.drift import LIMITS, LIMITS_OF, Curves, Limits, faults, measure
 from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.plot import figure_class
@@ -58,6 +58,7 @@ def main() -> None:
     else:
         model = audiomamba.load(flags.model, device=flags.device)
 
+    limits = LIMITS_OF.get(model.name, LIMITS)
     record: dict[str, Any] = {
         **provenance(model.device, packages=["numba"]),
         "model": model.name,
@@ -66,10 +67,10 @@ def main() -> None:
         "seed": flags.seed,
         "temperature": model.temperature if flags.temperature is None else flags.temperature,
         "guard": model.guard,
-        "limits": dataclasses.asdict(LIMITS),
+        "limits": dataclasses.asdict(limits),
     }
     if flags.data:
-        record["recordings"] = measure_recordings(TokenStore(flags.data))
+        record["recordings"] = measure_recordings(TokenStore(flags.data), limits)
     each = model.generate_each(
         samples=count_samples(flags.seconds, model.sample_rate),
         num=flags.num,
@@ -78,7 +79,8 @@ def main() -> None:
     )
     # Measured as they come, so that one waveform is in memory.
     record["generated"] = [
-        {"index": take.index, **summary(measure(take.waveform, model.sample_rate))} for take in each
+        {"index": take.index, **summary(measure(take.waveform, model.sample_rate), limits)}
+        for take in each
     ]
     record["generated"].sort(key=lambda row: row["index"])
     report(record)
@@ -91,7 +93,7 @@ def main() -> None:
     plot(record, out / f"drift_{slug}.png")
 
 
-def measure_recordings(store: TokenStore) -> dict[str, Any]:
+def measure_recordings(store: TokenStore, limits: Limits) -> dict[str, Any]:
     """Return percentiles of all windows of the test split, and what is outside the limits."""
     clips = [
         measure(store.tokenizer.decode(store.clip(file)), store.sample_rate)
@@ -107,11 +109,11 @@ def measure_recordings(store: TokenStore) -> dict[str, Any]:
             name: percentiles(np.concatenate([getattr(curves, name) for curves in clips]))
             for name in LABELS
         },
-        "faults": [fault._asdict() for curves in clips for fault in faults(curves)],
+        "faults": [fault._asdict() for curves in clips for fault in faults(curves, limits)],
     }
 
 
-def summary(curves: Curves) -> dict[str, Any]:
+def summary(curves: Curves, limits: Limits) -> dict[str, Any]:
     """Return percentiles, faults and the curves themselves; NaN, which JSON lacks, becomes null."""
     rounded = {
         name: [None if np.isnan(x) else round(float(x), 5) for x in getattr(curves, name)]
@@ -119,7 +121,7 @@ def summary(curves: Curves) -> dict[str, Any]:
     }
     return {
         "percentiles": {name: percentiles(getattr(curves, name)) for name in LABELS},
-        "faults": [fault._asdict() for fault in faults(curves)],
+        "faults": [fault._asdict() for fault in faults(curves, limits)],
         "window_seconds": curves.window,
         **rounded,
     }

@@ -36,7 +36,7 @@ from audiomamba.audiomodel import AudioModel
 from audiomamba.classifier import AudioClassifier
 from audiomamba.config import Tier, unet
 from audiomamba.data.tokens import TokenStore
-from audiomamba.drift import LIMITS, Limits, faults, measure
+from audiomamba.drift import LIMITS, LIMITS_OF, Limits, faults, measure
 from audiomamba.files import replacing
 from audiomamba.guard import Guard
 from audiomamba.models.waveform import WaveformModel
@@ -46,13 +46,6 @@ HERE = Path(__file__).parent
 SURE = 0.9  # of a word
 
 QUIET = -50.0  # dBFS; one second in a hundred of piano recordings is below
-# Where noise begins: stricter for music, none of whose recordings has two loud seconds so flat. Of
-# a second alone, a note after silence, which recordings do not have, would pass for noise. A clip
-# of a second is silent if all of it is.
-MEASURES = {
-    "piano": Limits(noise_flatness=0.01, noise_level=-30, noise_seconds=2),
-    "digits": Limits(noise_seconds=1, silence_seconds=1),
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ def main() -> None:
         model = AudioModel(WaveformModel(tiny), name="smoke", validation_bits=4.0)
     else:
         model = audiomamba.load(flags.model, device=flags.device)
-    limits = MEASURES.get(model.name, LIMITS)
+    limits = LIMITS_OF.get(model.name, LIMITS)
     guard = chosen_guard(model, flags)
     classifier = AudioClassifier.from_pretrained() if flags.words else None
     record: dict[str, Any] = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import sys
 import time
 import warnings
@@ -37,6 +38,7 @@ from audiomamba.objective import UNKNOWN, Objective, capture
 from audiomamba.optim import parameter_groups
 from audiomamba.resume import check_readable, check_same_run
 from audiomamba.tokenizer import Tokenizer
+from audiomamba.train_config import DEVICES
 from audiomamba.train_folder import held
 from audiomamba.train_stop import Stop, agreed
 
@@ -88,7 +90,7 @@ class Config:
         cuda_graph: Replay forward and backward as one recorded graph, on one CUDA device.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
-        devices: Number of devices a node, or auto.
+        devices: Number of devices a node, or which, as 0,2; or auto.
         strategy: Lightning's: auto, ddp.
         nodes: Number of machines.
     """
@@ -139,6 +141,8 @@ class Config:
             require(name, getattr(self, name) >= 0, "0 or more")
         require("learning_rate", self.learning_rate > 0, "more than 0")
         require("max_minutes", self.max_minutes is None or self.max_minutes > 0, "more than 0")
+        known = re.fullmatch(DEVICES, self.devices) is not None
+        require("devices", known, "auto, a number, or numbers with commas")
         require("precision", self.precision in ("32-true", "bf16-mixed"), "32-true or bf16-mixed")
         known = self.vocabulary in (4, 8, 16, 32, 64, 128, 256)
         require("vocabulary", known, "a power of two from 4 to 256")

@@ -14,6 +14,7 @@ import torch
 from audiomamba import checkpoint
 from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import evaluate
+from audiomamba.files import sha256
 from audiomamba.flags import parse
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.provenance import commit
@@ -258,6 +259,7 @@ def test_results_are_of_the_averaged_model_on_all_test_clips(recipe, audio, tmp_
     assert results["test_bits_per_sample"] == pytest.approx(evaluate(network, store), abs=1e-6)
     trained = json.loads((out / "config.json").read_text())["training"]
     assert results["validation_bits_per_sample"] == trained["validation_bits_per_sample"]
+    assert results["data"] == sha256(store.directory / "index.json")
     assert results["parameters"] == sum(p.numel() for p in network.parameters())
     assert (results["preset"], results["seed"], results["steps"]) == ("piano", 3, 4)
     assert results["samples"] == 4 * 2 * 1024

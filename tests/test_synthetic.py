@@ -213,6 +213,7 @@ def test_the_tiny_preset_learns(name, tmp_path):
     ("changes", "message"),
     [
         ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"devices": "3x"}, "devices is 3x; it must be auto, a number, or numbers with commas"),
         ({"vocabulary": 10}, "vocabulary is 10; it must be a power of two from 4 to 256"),
         ({"length": 4}, "length is 4; it must be at least 5 for 2 answers"),
         ({"test-to": 4}, "test_to is 4; it must be at least test_from 8"),

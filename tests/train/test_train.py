@@ -282,6 +282,12 @@ def test_what_does_not_fit_fails_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_hardware_that_is_not_there_is_named(data, tmp_path):
+    with pytest.raises(ValueError, match="No supported gpu backend found"):
+        train(MODEL, config(data, tmp_path, accelerator="gpu"))
+
+
 def test_tokens_of_another_kind_are_refused(data, tmp_path):
     model = dataclasses.replace(MODEL, tokenizer=Tokenizer(bits=7))
     with pytest.raises(ValueError, match=r"holds Tokenizer.*bits=8.*the model is of .*bits=7"):
@@ -297,6 +303,7 @@ def test_tokens_of_another_kind_are_refused(data, tmp_path):
         ("ema_decay", -0.1),
         ("listen_every", -1),
         ("listen_seconds", 0.0),
+        ("devices", "3x"),
     ],
 )
 def test_config_refuses_values_out_of_range(field, value):
