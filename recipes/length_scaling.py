@@ -13,7 +13,9 @@ shows bits per sample against length in OUT/length_scaling.png, with the points 
 (Gu & Dao 2023, arXiv 2312.00752, figure 7 and table 14), which are of other data. `--smoke` trains
 every model small, at two lengths.
 
-The paper trains 200,000 steps at eight lengths; loss falls up to 479232 samples, half a minute.
+The paper trains 200,000 steps at eight lengths; loss falls up to 479232 samples, half a minute. It
+does not say on what it tests. S4's loader cuts test data as it does training data, which would give
+models of short clips a short past; here all have that of a whole clip.
 """
 
 from __future__ import annotations

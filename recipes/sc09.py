@@ -21,7 +21,9 @@ at 0.1. Published likelihoods are of clips that were each stretched to full scal
 prepare the data with `audiomamba prepare --encoding mu-law-sashimi --only zero,one,...`.
 
 "6.1M" and "24.3M" are table 4's models, of real selective blocks alone. The others are table 5's,
-of 6.1M's size: what is outside, then what is in the centre.
+of 6.1M's size: what is outside, then what is in the centre; "s4" is the diagonal S4D, and "mha" has
+rotary positions. Models are scored with averaged weights (--ema-decay), of which the paper does not
+speak.
 """
 
 from __future__ import annotations

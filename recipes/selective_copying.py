@@ -24,8 +24,8 @@ What it does not say, and is chosen here: the 4096 tokens include the markers; t
 noise and marker, so that a guess is right once in 14; only answers have a loss; AdamW without
 weight decay; gradients are clipped at 1. Its code is not published.
 
-`--preset tiny` has length 32, 8 tokens and 3 to remember; Mamba has them, and at four times the
-length too, but `--mixer lti --complex` has one in three at twice the length.
+`--preset tiny` has length 32, 8 tokens and 3 to remember; Mamba has 98 % of them, and 93 % at four
+times the length, but `--mixer lti --complex` has one in three at twice the length.
 """
 
 from __future__ import annotations

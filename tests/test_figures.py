@@ -100,10 +100,15 @@ def test_what_is_said_of_targets_is_so() -> None:
 
 
 def test_the_figures_of_runaway_noise() -> None:
-    for model, milder in (("piano", "0.99"), ("digits", "0.95")):
+    for model, temperatures in (
+        ("piano", ("1", "0.99")),
+        ("piano_0995", ("0.995",)),
+        ("digits", ("1", "0.95")),
+    ):
         record = read(BENCHMARKS / f"runaway_{model}.json")
         of = {x["setting"]: x for x in record["rows"]}
-        for temperature in ("1", milder):
+        model = record["model"]
+        for temperature in temperatures:
             without, guarded = of[temperature], of[f"{temperature}+guard"]
             length = without["seconds"] / without["runs"]
             cells = [f"{model}, {temperature}", f"{without['runs']} of {length:g} s"]
@@ -117,22 +122,26 @@ def test_the_figures_of_runaway_noise() -> None:
             words = [x["words"]["count"] for x in (without, guarded) if "words" in x]
             text = row([*cells, ", ".join(map(str, words))])
             assert text.replace("|  |", "| |") in README
-        assert f"commit {record['commit'][:7]}" in flat()
-    of = {x["setting"]: x for x in read(BENCHMARKS / "runaway_piano.json")["rows"]}
-    noisy = [100 * of[name]["noisy_seconds"] for name in ("1", "1+guard", "0.99", "0.99+guard")]
-    for without, guarded in (noisy[:2], noisy[2:]):
-        assert f"{without:.1f} % of the time is noise without and {guarded:.2f} % with" in flat()
-    assert f"gave up, and {words_of(of['1+guard']['unlikely']['count'])} of piano did" in flat()
+        assert record["commit"][:7] in flat()
+    files = ("runaway_piano.json", "runaway_piano_0995.json")
+    of = {x["setting"]: x for file in files for x in read(BENCHMARKS / file)["rows"]}
+    for temperature in ("1", "0.995", "0.99"):
+        without, guarded = (100 * of[temperature + end]["noisy_seconds"] for end in ("", "+guard"))
+        said = f"{without:.1f} % of the time is noise without and {guarded:.2f} % with"
+        assert f"t {temperature}, {said}" in flat()
+    up = [words_of(of[f"{temperature}+guard"]["unlikely"]["count"]) for temperature in (1, 0.995)]
+    assert f"gave up, and of piano {up[0]} did at temperature 1 and {up[1]} at 0.995" in flat()
+    assert f"{of['0.995+guard']['silence']['count']} of the 256 guarded runs fell silent" in flat()
     (real,) = read(BENCHMARKS / "runaway_piano_recordings.json")["rows"]
     low, high = (100 * real["noise"][end] for end in ("low", "high"))
     cells = [f"{real['runs']} of 30 s", f"{real['noise']['count']} ({low:.0f} to {high:.0f} %)"]
     assert f"| recordings of piano | {' | '.join(cells)} |" in README
     card = (ROOT / "audiomamba" / "weights" / "piano" / "README.md").read_text(encoding="utf-8")
     rows = [("recordings", real)]
-    for where in ("", "_cpu"):
+    for where in ("", "_0995", "_cpu"):
         of = read(BENCHMARKS / f"runaway_piano{where}.json")["rows"]
         rows += [(x["setting"], x) for x in of if x["setting"].endswith("+guard")]
-    assert len(rows) == 7
+    assert len(rows) == 8
     for setting, x in rows:
         counts = [str(x[kind]["count"]) for kind in ("noise", "silence", "tone")]
         mean = [f"{x['median_level']:.1f} dBFS", f"{100 * x['quiet']:.1f} %"]
@@ -185,6 +194,30 @@ def test_the_figure_of_piano_is_that_of_its_weights() -> None:
     assert (shipped["step"], shipped["samples"]) == (result["steps"], result["samples"])
     of_test = read(ROOT / "benchmarks" / "bits_per_sample.json")["bits_per_sample"]["piano"]
     assert abs(of_test - bits) < 1e-3  # stored as float16
+
+
+def test_the_figures_of_s4_with_as_many_samples_as_piano_had() -> None:
+    result = read(RECIPES / "youtubemix_s4-mlp.json")
+    bits, course = result["test_bits_per_sample"], dict(result["validation"])
+    assert f"youtubemix_s4-mlp.json)) | {bits:.3f} |" in README
+    assert f"{bits:.3f} bits per sample on test clips" in (RECIPES / "README.md").read_text("utf-8")
+    assert result["samples"] == 50_000 * 4 * 65536  # as of the first piano, which its card says
+    card = (ROOT / "audiomamba" / "weights" / "piano" / "README.md").read_text(encoding="utf-8")
+    assert "--batch 4 --length 65536 --steps 50000" in card
+    assert f"({course[40000]:.3f} and {course[50000]:.3f} in validation)" in flat()
+
+
+def test_the_figures_of_selective_copying() -> None:
+    for preset, name in (("mamba", "Mamba"), ("s4", "S4 + MLP")):
+        result = read(RECIPES / f"selective_copying_{preset}.json")
+        assert (result["steps"], result["seed"]) == (16_000, 0)
+        course = {x["step"]: x["accuracy"] for x in result["validation"]}
+        (test,) = result["test"]
+        assert test["length"] == 4096
+        cells = [course[4000], course[8000], test["accuracy"], test["paper"]]
+        assert row([name, *(f"{x:.1f}" for x in cells)]) in README
+        fell = f"({course[11000]:.1f} after 11,000 steps)" in flat()
+        assert fell == (preset == "mamba")
 
 
 def percent(results: Sequence[Any], key: str) -> str:

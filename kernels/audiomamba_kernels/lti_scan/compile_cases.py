@@ -12,10 +12,14 @@ SIZES = ("batch", "channels", "tiles", "segments", "steps", "width")
 Case = tuple[Any, dict[str, str], dict[str, Any], int]
 
 
-def cases(kernel: Any) -> Iterator[Case]:
-    """Yield a kernel with all options on, bfloat16 and complex, and with none, float32 and real."""
-    yield case(kernel, True, narrow=True, R=64, Q=64, S=16)
-    yield case(kernel, False, narrow=False, R=32, Q=32, S=16)
+def cases(kernel: Any, **sizes: int) -> Iterator[Case]:
+    """Yield a kernel with all options on, bfloat16 and complex, and with none, float32 and real.
+
+    The first with few states and as many as S4 has.
+    """
+    yield case(kernel, True, narrow=True, R=64, Q=64, S=16, **sizes)
+    yield case(kernel, True, narrow=True, R=16, Q=64, S=64, num_warps=2, **sizes)
+    yield case(kernel, False, narrow=False, R=32, Q=32, S=16, **sizes)
 
 
 def case(kernel: Any, every: bool, *, narrow: bool, num_warps: int = 4, **sizes: int) -> Case:

@@ -189,5 +189,5 @@ def parameters_kernel(
 
 def compile_cases() -> Iterator[Case]:
     """Yield the kernels with types and constants, to be compiled."""
-    for kernel in (maps_kernel, parameters_kernel):
-        yield from cases(kernel)
+    yield from cases(maps_kernel, K=16)
+    yield from cases(parameters_kernel, K=32)
