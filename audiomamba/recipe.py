@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import logging
 import signal
 import sys
@@ -25,9 +24,10 @@ from audiomamba.config import ModelConfig, Tier, unet
 from audiomamba.data.batches import check_length
 from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.evaluate import evaluate
-from audiomamba.files import replacing, sha256
+from audiomamba.files import sha256
 from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import device_name, provenance
+from audiomamba.recipe_results import RESULTS, write_json
 from audiomamba.train_config import TrainConfig, without_places
 from audiomamba.train_curve import plot_curves, read_curves
 from audiomamba.train_folder import DATA, check_folder, recorded
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from audiomamba.train import Outcome
 
 FAILURES = (OSError, ValueError, FloatingPointError, ImportError, torch.OutOfMemoryError)
-RESULTS, PICTURE = "results.json", "results.png"
+PICTURE = "results.png"
 SOURCE = "source.txt"  # of which folder the tokens of a run are
 
 # A smoke run: a few steps that come by everything, of any preset made small.
@@ -245,12 +245,6 @@ def result(
             evaluate(network, store, "test", seconds=test_seconds) if tested else None
         ),
     }
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a file of JSON, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def with_tones(recipe: Recipe, out: str) -> Recipe:

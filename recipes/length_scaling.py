@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from audiomamba.data.batches import check_length, long_enough
 from audiomamba.data.corpora import fetch_youtubemix
@@ -40,7 +39,6 @@ from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.provenance import provenance
 from audiomamba.recipe import (
     FAILURES,
-    RESULTS,
     SMALL,
     SMOKE,
     Recipe,
@@ -50,8 +48,8 @@ from audiomamba.recipe import (
     result,
     with_data,
     with_tones,
-    write_json,
 )
+from audiomamba.recipe_results import append_result, read_results
 from audiomamba.train_config import TrainConfig
 
 LENGTHS = (8192, 16384, 30720, 61440, 120832, 239616, 479232, 958464)
@@ -132,13 +130,13 @@ def main(arguments: list[str] | None = None) -> None:
                     batch=max(1, round(flags.samples / length)),
                 )
                 about = describe(name, models[name], one, store, flags.test_seconds)
-                if any(about.items() <= result.items() for result in read(out)):
+                if any(about.items() <= result.items() for result in read_results(out)):
                     sys.stdout.write(f"{name} at {length} is done\n")
                     continue
                 if not run(train, models[name], about, one, store, out, made):
                     return
-                draw(read(out), about, out / PICTURE)
-        draw(read(out), about, out / PICTURE)  # also where all was done
+                draw(read_results(out), about, out / PICTURE)
+        draw(read_results(out), about, out / PICTURE)  # also where all was done
         sys.stdout.write(f"results: {out.resolve()}\n")
     except FAILURES as error:
         end(error)
@@ -179,16 +177,8 @@ def run(
     sys.stdout.write(f"{about['model']}, {config.batch} clips of {config.length} samples: ")
     sys.stdout.write(f"test {found['test_bits_per_sample']:.4f} bits per sample\n")
     del found["training"]  # it is in `about`
-    with FileLock(out / f".{RESULTS}.lock"):  # others may add theirs
-        write_json(out / RESULTS, [*read(out), about | found])
+    append_result(out, about | found)
     return True
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    """Return the results so far."""
-    path = out / RESULTS
-    results: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
-    return results
 
 
 def draw(results: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:

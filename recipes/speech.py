@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import math
 import statistics
 import sys
@@ -33,7 +32,8 @@ from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.optim import parameter_groups, warmup_cosine
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
-from audiomamba.recipe import PICTURE, RESULTS, make_tones, write_json
+from audiomamba.recipe import PICTURE, make_tones
+from audiomamba.recipe_results import RESULTS, append_result, read_results
 
 TRAIN, TEST = 0, 1  # keep their random numbers apart
 PLACES = ("data", "out", "device", "validate_every")  # do not make another run
@@ -255,8 +255,7 @@ def run_one(
     out = Path(config.out)
     about = {"model": model, "seed": seed, "clips": clips.digest, **settings(config)}
     label = ", ".join([f"{model}, {config.front_end}, seed {seed}", *hold_out])
-    done = read_results(out)
-    if any(about.items() <= result.items() for result in done):
+    if any(about.items() <= result.items() for result in read_results(out)):
         print(f"{label}: is done")
         return
     device = pick_device(config)
@@ -294,20 +293,12 @@ def run_one(
         "history": history,
         "percent": tested,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / RESULTS, [*done, result])
+    append_result(out, result)
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Return what makes another run."""
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in PLACES}
-
-
-def read_results(out: Path) -> list[dict[str, Any]]:
-    """Return the results so far."""
-    path = out / RESULTS
-    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
-    return found
 
 
 def grouped(

@@ -29,7 +29,8 @@ from audiomamba.flags import (
 )
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
-from audiomamba.recipe import FAILURES, RESULTS, end, exit_as_stopped, write_json
+from audiomamba.recipe import FAILURES, end, exit_as_stopped
+from audiomamba.recipe_results import RESULTS, write_json
 from audiomamba.train_folder import held
 
 # A smoke run: a few steps that come by everything, of any preset made small.

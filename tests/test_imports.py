@@ -78,7 +78,7 @@ ORDER = [
     },
     {"audiomamba.export", "audiomamba.train_log", "audiomamba.train_stop"},
     {"audiomamba.train_module"},
-    {"audiomamba.train"},
+    {"audiomamba.recipe_results", "audiomamba.train"},
     {"audiomamba.recipe"},
     {"audiomamba.commands"},
     {"audiomamba.cli"},

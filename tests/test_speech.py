@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from audiomamba import audio
+from audiomamba.recipe_results import append_result, read_results
 
 RECIPES = str(Path(__file__).parent.parent / "recipes")
 
@@ -187,6 +188,22 @@ def test_what_is_done_is_not_done_again(
     assert "mamba, waveform | " in said
     speech.run(speech.spoken_digits.RECIPE, [*common, "--batch", "3"])
     assert "| 2 |" not in capsys.readouterr().out
+
+
+def test_runs_beside_each_other_keep_all_results(
+    speech: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["--smoke", "--out", str(tmp_path), "--steps", "1", "--models", "mamba"]
+    speech.run(speech.asr_ctc.RECIPE, common)
+    (other,) = read_results(tmp_path)
+
+    def fit(*arguments: Any) -> list[dict[str, float]]:
+        append_result(tmp_path, other | {"seed": 7})
+        return [{"step": 1, "loss": 0.0, "score": 0.0}]
+
+    monkeypatch.setattr(speech.speech, "fit", fit)
+    speech.run(speech.asr_ctc.RECIPE, [*common, "--seeds", "1"])
+    assert [x["seed"] for x in read_results(tmp_path)] == [0, 7, 1]
 
 
 def test_speakers_are_held_out_one_after_another(
