@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audiomamba import audio
-from audiomamba.data.prepare import NOISE, assign_splits, find_audio, read_lists
+from audiomamba.data.prepare import LISTS, NOISE, assign_splits, find_audio, read_lists
 
 RATE = 16000
 
@@ -71,13 +71,14 @@ def read_clips(
     """Read a folder of words.
 
     Args:
-        folder: WORD/SPEAKER_nohash_N.wav or .flac, and Speech Commands' lists.
+        folder: WORD/SPEAKER_nohash_N.wav or .flac, and Speech Commands' lists, without which whole
+            words would be for one split alone.
         words: None takes all there are.
         hold_out: Speakers whose clips are all for the test.
 
     Raises:
         FileNotFoundError: If there is no such folder; says how to get one.
-        ValueError: If a word or a speaker is not there, or a split is empty.
+        ValueError: If there are no lists, a word or a speaker is not there, or a split is empty.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -85,11 +86,22 @@ def read_clips(
             f"there is no folder {folder}; get the digits of Speech Commands by `audiomamba fetch "
             f"sc09 {folder}`, or give a folder with one of clips for each word by --data"
         )
-    paths = [p for p in find_audio(folder) if len(p.parts) == 2 and p.parts[0] != NOISE]
+    listed = read_lists(folder)
+    found = find_audio(folder)
+    if listed is None:
+        folders = ", ".join(sorted({p.parts[0] for p in found if len(p.parts) > 1})[:4]) or "none"
+        raise ValueError(
+            f"{folder} has no {' and no '.join(LISTS)}: its folders ({folders}) are words, and "
+            "split by position whole words would be for one split alone; lay it out as Speech "
+            "Commands, WORD/SPEAKER_nohash_N.wav with the two lists, each line of which is the "
+            "path of a clip (`audiomamba fetch sc09 FOLDER` gets such a folder); folders train, "
+            "validation and test are not taken"
+        )
+    paths = [p for p in found if len(p.parts) == 2 and p.parts[0] != NOISE]
     names = sorted({p.parts[0] for p in paths} if words is None else set(words))
     paths = [p for p in paths if p.parts[0] in names]
     speakers = [p.stem.split("_nohash_")[0] for p in paths]
-    splits = assign_splits(paths, read_lists(folder))[0]
+    splits = assign_splits(paths, listed)[0]
     splits = ["test" if s in hold_out else split for s, split in zip(speakers, splits, strict=True)]
     for what, wanted, there in (
         ("word", names, {p.parts[0] for p in paths}),

@@ -81,6 +81,29 @@ def test_a_folder_that_will_not_do_is_told(speech: Any, folder: Path) -> None:
         speech.read_clips(folder, hold_out=["a"])
 
 
+@pytest.mark.parametrize(
+    "words", [("four", "one", "three", "two"), ("test", "train", "validation")]
+)
+def test_words_are_not_split_by_position(
+    speech: Any, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    data = tmp_path / "data"
+    for word in words:
+        (data / word).mkdir(parents=True)
+        for i in range(9):
+            audio.write(data / word / f"{i}_nohash_0.wav", np.full(160, 0.1), 16000)
+    message = (
+        rf"data has no validation_list\.txt and no testing_list\.txt: its folders "
+        rf"\({', '.join(words)}\) are words, .* WORD/SPEAKER_nohash_N\.wav with the two lists"
+    )
+    with pytest.raises(ValueError, match=message):
+        speech.read_clips(data)
+    arguments = ["--smoke", "--data", str(data), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*data has no validation_list\.txt[^\n]*$"):
+        speech.run(speech.spoken_digits.RECIPE, [*arguments, "--models", "mamba"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_utterance_is_clips_and_gaps(speech: Any, folder: Path) -> None:
     clips = speech.read_clips(folder)
     batch = speech.join(clips, [np.array([0, 4]), np.array([1])], [[0.1, 0.05, 0], [0, 0]])
