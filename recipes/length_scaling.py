@@ -8,10 +8,10 @@ r"""How the loss falls as clips grow longer, at a constant number of samples a s
 FOLDER is as in recipes/youtubemix.py. Every model of --models is trained at every length of
 --lengths, with --samples / length clips a step on each device, and tested on whole clips. What is
 done is kept in OUT/results.json and not done again: the same command goes on where it was stopped,
-also in the middle of a run. Several may share one OUT, each with other --models or --lengths. It
-shows bits per sample against length in OUT/length_scaling.png, with the points of the Mamba paper
-(Gu & Dao 2023, arXiv 2312.00752, figure 7 and table 14), which are of other data. `--smoke` trains
-every model small, at two lengths.
+also in the middle of a run, on as many devices and in the same precision. Several may share one
+OUT, each with other --models or --lengths. It shows bits per sample against length in
+OUT/length_scaling.png, with the points of the Mamba paper (Gu & Dao 2023, arXiv 2312.00752, figure
+7 and table 14), which are of other data. `--smoke` trains every model small, at two lengths.
 
 The paper trains 200,000 steps at eight lengths; loss falls up to 479232 samples, half a minute. It
 does not say on what it tests. S4's loader cuts test data as it does training data, which would give
@@ -69,6 +69,7 @@ ASIDE = {
     *("data", "out", "wandb", "max_minutes", "log_every", "checkpoint_every", "validate_every"),
     *("validation_seconds", "validation_batch", "listen_every", "listen_seconds"),
     *("accelerator", "compile", "activation_checkpointing", "cuda_graph"),
+    *("devices", "nodes"),  # what comes of them is the number of processes
 }
 RECIPE = Recipe(
     description=__doc__ or "",
@@ -99,7 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
     if (flags.length, flags.batch) != (RECIPE.train.length, RECIPE.train.batch):
         parser.error("--length and --batch follow from --lengths and --samples; give those")
     try:
-        from audiomamba.train import train  # which sets lightning's level, before this does
+        # Which sets lightning's level, before this does.
+        from audiomamba.train import count_processes, train
+        from audiomamba.train_module import choose_precision
     except ModuleNotFoundError as error:
         raise SystemExit(str(error)) from None
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -108,6 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
     made = provenance(packages=["lightning", "triton"], arguments=arguments)
     try:
         base = from_flags(flags, RECIPE.train)
+        base = dataclasses.replace(base, precision=choose_precision(base))
+        processes = count_processes(base)
         out = Path(base.out)
         recipe = with_tones(RECIPE, base.out) if flags.smoke else RECIPE
         base, store = with_data(recipe, base, models[flags.models[0]].config())
@@ -129,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
                     length=length,
                     batch=max(1, round(flags.samples / length)),
                 )
-                about = describe(name, models[name], one, store, flags.test_seconds)
+                about = describe(name, models[name], one, processes, store, flags.test_seconds)
                 if any(about.items() <= result.items() for result in read_results(out)):
                     sys.stdout.write(f"{name} at {length} is done\n")
                     continue
@@ -143,13 +148,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def describe(
-    name: str, shape: Shape, config: TrainConfig, store: TokenStore, test_seconds: float | None
+    name: str,
+    shape: Shape,
+    config: TrainConfig,
+    processes: int,
+    store: TokenStore,
+    test_seconds: float | None,
 ) -> dict[str, Any]:
-    """Return what makes a result this one: the model, how it is trained, and on what."""
+    """Return what makes a result this one: the model, how it is trained, and on what.
+
+    Of a config whose precision is not "auto", which is another on another machine.
+    """
     settings = {**vars(shape), **{k: v for k, v in vars(config).items() if k not in ASIDE}}
     settings = json.loads(json.dumps(settings))  # as they will be read again
     data = sha256(store.directory / INDEX)
-    return {"model": name, "data": data, "test_seconds": test_seconds, **settings}
+    about = {"model": name, "data": data, "test_seconds": test_seconds, "processes": processes}
+    return about | settings
 
 
 def run(

@@ -83,8 +83,9 @@ def fork(
         rank_zero_only: Any = importlib.import_module("lightning.pytorch.utilities").rank_zero_only
         rank_zero_only.rank = rank
         patch()
-        train = importlib.import_module("audiomamba.train").train
-        said = dataclasses.asdict(train(MODEL, config, **options))
+        training = importlib.import_module("audiomamba.train")
+        counted = training.count_processes(config)
+        said = dataclasses.asdict(training.train(MODEL, config, **options)) | {"counted": counted}
     except Exception as error:
         traceback.print_exc()
         said = {"error": f"{type(error).__name__}: {error}"}

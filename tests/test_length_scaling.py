@@ -2,13 +2,16 @@ import dataclasses
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from audiomamba.recipe_results import append_result, read_results
 from audiomamba.tokenizer import Tokenizer
-from audiomamba.train import Outcome
-from tests.recipes import load_recipe
+from audiomamba.train import Outcome, count_processes
+from audiomamba.train_module import choose_precision
+from tests.recipes import RECIPES, load_recipe
 
 
 def test_a_sweep_over_lengths_goes_on_where_it_was(tmp_path, capsys, caplog):
@@ -68,6 +71,64 @@ def test_sweeps_beside_each_other_keep_all_results(tmp_path, monkeypatch):
     about = {"model": "mine", "test_seconds": None}
     sweep.run(train, sweep.MODELS["s4-mlp"], about, config, store, tmp_path, {})
     assert [x["model"] for x in read_results(tmp_path)] == ["another's", "mine"]
+
+
+def test_a_point_of_other_processes_or_precision_is_another(tmp_path, monkeypatch, capsys):
+    def train(model, config, resume):
+        return Outcome(
+            step=4,
+            bits_per_sample=8.0,
+            best_bits_per_sample=8.0,
+            stopped=None,
+            processes=count_processes(config),
+        )
+
+    def result(made, outcome, config, store, test_seconds):
+        return {"training": {}, "processes": outcome.processes, "test_bits_per_sample": 8.0}
+
+    def plot(axes, x, *arguments, **options):
+        drawn[options["label"]] = [*x]
+        return whole_plot(axes, x, *arguments, **options)
+
+    sweep, drawn, whole_plot = load_recipe("length_scaling"), {}, Axes.plot
+    monkeypatch.setattr("audiomamba.train.train", train)
+    monkeypatch.setattr(sweep, "result", result)
+    monkeypatch.setattr(Axes, "plot", plot)
+    common = ["--smoke", "--out", str(tmp_path), "--models", "s4-mlp"]
+    for flags, made, line in (
+        (["--lengths", "1024", "2048"], 2, [1024, 2048]),
+        (["--lengths", "2048", "4096", "--devices", "8"], 2, [2048, 4096]),
+        (["--lengths", "2048", "--precision", "bf16-mixed"], 1, [2048]),
+        # What they are on a CPU.
+        (["--lengths", "1024", "--precision", "32-true", "--devices", "auto"], 0, [1024, 2048]),
+    ):
+        sweep.main([*common, *flags])
+        assert capsys.readouterr().out.count("clips of") == made, flags
+        assert drawn["s4-mlp"] == line, flags
+
+
+def test_published_results_are_done_on_one_gpu(monkeypatch):
+    sweep = load_recipe("length_scaling")
+    results = json.loads((RECIPES / "results/length_scaling.json").read_text())
+    assert len(results) == len(sweep.MODELS) * len(sweep.LENGTHS)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    precision = choose_precision(sweep.RECIPE.train)
+    monkeypatch.setattr(sweep, "sha256", lambda path: results[0]["data"])
+    store = types.SimpleNamespace(directory=Path("tokens"))
+    for length in sweep.LENGTHS:
+        for name, shape in sweep.MODELS.items():
+            config = dataclasses.replace(
+                sweep.RECIPE.train,
+                steps=400,
+                precision=precision,
+                length=length,
+                batch=round(958464 / length),
+            )
+            counts = []
+            for processes in (1, 8):
+                about = sweep.describe(name, shape, config, processes, store, None)
+                counts.append(sum(about.items() <= result.items() for result in results))
+            assert counts == [1, 0], (name, length)
 
 
 def test_a_sweep_reads_a_file_of_flags(tmp_path, monkeypatch, capsys):

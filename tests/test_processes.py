@@ -67,6 +67,8 @@ def test_two_processes_train_as_one_with_both_their_batches(folder: Path, said: 
     """Rounding apart: sums are taken in another order."""
     assert [one.get("step") for one in said["two"] + said["one"]] == [4, 4, 4], said["stderr"]
     assert [one["rank"] for one in said["two"]] == [0, 1]
+    assert [one["processes"] for one in said["two"] + said["one"]] == [2, 2, 1]
+    assert [one["counted"] for one in said["two"] + said["one"]] == [2, 2, 1]  # before they trained
     for name in ("train/bits_per_sample", "train/gradient_norm"):
         two, one = (logged(folder / run, name) for run in ("two", "one"))
         assert len(two) == 4
