@@ -131,43 +131,18 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
     if config.start and not ckpt:
         module.begin_with(config.start)
     quiet = not sys.stdout.isatty()
-<<<<<<< HEAD
-    try:
-        trainer = pl.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            strategy=config.strategy,
-            num_nodes=config.nodes,
-            precision=choose_precision(config),
-            max_steps=config.steps,
-            max_epochs=-1,
-            logger=_loggers(out, config.wandb),
-            callbacks=[] if quiet else [TQDMProgressBar(refresh_rate=config.log_every)],
-            enable_progress_bar=not quiet,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            log_every_n_steps=min(config.log_every, config.steps),
-            default_root_dir=out,
-        )
-    except MisconfigurationException as error:
-        raise ValueError(f"{error}") from error
-=======
-    trainer = pl.Trainer(
-        **_where(config),
+    trainer = _trainer(
+        config,
         precision=choose_precision(config),
         max_steps=config.steps,
         max_epochs=-1,
         logger=_loggers(out, config.wandb),
         callbacks=[] if quiet else [TQDMProgressBar(refresh_rate=config.log_every)],
         enable_progress_bar=not quiet,
-        enable_checkpointing=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         log_every_n_steps=min(config.log_every, config.steps),
         default_root_dir=out,
     )
->>>>>>> 51a19c8 (The sweep over lengths compares what precision and devices come to: auto is bf16 on a GPU and float32 on a CPU, one process here and eight there, whose points were one line; the published ones say bf16-mixed, which auto was on their H200)
     with warnings.catch_warnings():
         # Lightning asks torch about trees in a way that torch 2.11 announces to drop.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)", FutureWarning)
@@ -197,24 +172,27 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
 
 
 def count_processes(config: TrainConfig) -> int:
-    """Return how many processes `train` has with a config, on the devices that are here."""
-    trainer = pl.Trainer(
-        **_where(config),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    return trainer.world_size
+    """Return how many processes `train` has with a config, on the devices that are here.
+
+    Raises:
+        ValueError: If there are none such.
+    """
+    return _trainer(config, logger=False, enable_progress_bar=False).world_size
 
 
-def _where(config: TrainConfig) -> dict[str, Any]:
-    return {
-        "accelerator": config.accelerator,
-        "devices": config.devices,
-        "strategy": config.strategy,
-        "num_nodes": config.nodes,
-    }
+def _trainer(config: TrainConfig, **options: Any) -> pl.Trainer:
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            num_nodes=config.nodes,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
 
 
 def _is_first() -> bool:

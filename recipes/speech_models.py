@@ -176,10 +176,9 @@ def conformer_class() -> Any:
     try:
         from torchaudio.models import Conformer
     except (ImportError, OSError) as error:
-        others = " ".join(name for name in MODELS if name != "conformer")
         raise SystemExit(
             f"error: the Conformer is torchaudio's, which cannot be imported ({error}); install "
-            f"the release that fits torch, or leave it out: --models {others}"
+            "the release that fits torch, or leave conformer out of --models"
         ) from None
     return Conformer
 

@@ -148,6 +148,21 @@ def test_the_figures_of_runaway_noise() -> None:
         assert row([setting.removesuffix("+guard"), str(x["runs"]), *counts, *mean]) in card
 
 
+def test_what_is_said_of_long_generations_is_so() -> None:
+    record = read(BENCHMARKS / "drift_piano.json")
+    found, none = (x["faults"] for x in record["generated"])
+    said = [f"{x['kind']} from {x['start']:g} to {x['stop']:g} s" for x in found]
+    assert f"one had {' and '.join(said)}, and came back from both" in flat()
+    assert {x["kind"] for x in found} == {"noise", "silence"}
+    assert (none, record["recordings"]["faults"]) == ([], [])
+    assert record["commit"][:7] in flat()
+    limits = read(BENCHMARKS / "runaway_piano.json")["limits"]
+    assert record["limits"] == limits
+    levels = [x["percentiles"]["level"]["50"] for x in (*record["generated"], record["recordings"])]
+    quieter = [f"{levels[2] - x:.1f}" for x in levels[:2]]
+    assert f"They are {quieter[0]} and {quieter[1]} dB quieter" in flat()
+
+
 def test_what_is_said_of_clear_digits_is_so() -> None:
     lines = (BENCHMARKS / "digits_heard.jsonl").read_text(encoding="utf-8").splitlines()
     sure = [json.loads(line)["probability"] for line in lines]
