@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from audiomamba import audio
 from audiomamba.data.prepare import prepare
-from audiomamba.drift import FRAME, HOP, Fault, Limits, faults, measure
+from audiomamba.drift import FRAME, HOP, LIMITS_OF, Fault, Limits, faults, measure
 
 RATE = 16000
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -212,6 +212,6 @@ def test_the_benchmark_runs_tiny(
 
 def test_the_shipped_model_s_record_is_of_these_limits() -> None:
     record = json.loads((FOLDER / "results" / "drift_piano.json").read_text())
-    assert record["limits"] == dataclasses.asdict(Limits())
+    assert record["limits"] == dataclasses.asdict(LIMITS_OF["piano"])
     assert [fault["kind"] for fault in record["recordings"]["faults"]] == []
     assert record["recordings"]["percentiles"]["flatness"]["100"] < Limits().noise_flatness
