@@ -137,8 +137,10 @@ def read_values(parser: argparse.ArgumentParser, file: Path | None) -> dict[str,
         return {}
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        parser.error(f"--config {file}: {error}")
+    except OSError as error:
+        parser.error(f"--config {file}: {error.strerror}")
+    except ValueError as error:
+        parser.error(f"--config {file} is no JSON: {error}")
     if not isinstance(values, dict):
         parser.error(f"--config {file} holds {values!r}; it must be an object of flags")
     return {name.replace("-", "_"): value for name, value in values.items()}

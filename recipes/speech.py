@@ -338,16 +338,19 @@ def row(cells: Sequence[str]) -> str:
 
 
 def plot(results: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
-    """Draw the validations of each run, and the tests: a dot a seed."""
+    """Draw the validations of each run, thin, with their means, and the tests: a dot a run."""
     figure = figure_class()(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     groups = grouped(results)
-    for i, group in enumerate(groups.values()):
+    for i, (name, group) in enumerate(groups.items()):
+        scores: dict[int, list[float]] = {}
         for result in group:
-            steps = [x["step"] for x in result["history"]]
-            left.plot(
-                steps, [x["score"] for x in result["history"]], ".-", color=f"C{i}", alpha=0.7
-            )
+            for x in result["history"]:
+                scores.setdefault(x["step"], []).append(x["score"])
+            course = [[x[key] for x in result["history"]] for key in ("step", "score")]
+            left.plot(*course, color=f"C{i}", alpha=0.25, linewidth=1)
+        means = [(step, statistics.mean(values)) for step, values in sorted(scores.items())]
+        left.plot(*zip(*means, strict=True), ".-", color=f"C{i}", label=name)
         for marker, key, shift in (("o", "seen", -0.1), ("x", "unseen", 0.1)):
             values = [r["percent"][key] for r in group if r["percent"].get(key) is not None]
             places = [i + shift] * len(values)
@@ -355,6 +358,7 @@ def plot(results: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None
     left.set(xlabel="step", ylabel=f"{measure}, validation (%)")
     right.set(ylabel=f"{measure}, test (%)")
     right.set_xticks(range(len(groups)), groups, rotation=30, ha="right", rotation_mode="anchor")
+    left.legend(fontsize="small")
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -95,6 +95,7 @@ def prepare(
     subfolders train, validation and test; without either files are split 88, 6 and 6 % by position
     in natural order. Several folders of --only need one of the two.
     """
+    from audiomamba.data.prepare import UnusableAudioError
     from audiomamba.data.prepare import prepare as prepare_folder
     from audiomamba.data.tokens import SPLITS
     from audiomamba.progress import FileBar
@@ -104,18 +105,21 @@ def prepare(
         factors = [float(factor) for factor in speeds.split(",")]
     except ValueError:
         raise click.BadParameter(f"{speeds!r}: give numbers, such as 0.9,1,1.1") from None
-    with FileBar(quiet=quiet) as bar:
-        store = prepare_folder(
-            directory,
-            out.expanduser(),
-            Tokenizer(encoding, bits),
-            sample_rate=sample_rate,
-            only=None if only is None else only.split(","),
-            speeds=factors,
-            skip_bad=skip_bad,
-            overwrite=overwrite,
-            progress=bar.show,
-        )
+    try:
+        with FileBar(quiet=quiet) as bar:
+            store = prepare_folder(
+                directory,
+                out.expanduser(),
+                Tokenizer(encoding, bits),
+                sample_rate=sample_rate,
+                only=None if only is None else only.split(","),
+                speeds=factors,
+                skip_bad=skip_bad,
+                overwrite=overwrite,
+                progress=bar.show,
+            )
+    except UnusableAudioError as error:
+        raise ValueError(f"{error}; --skip-bad leaves such files out") from error
     for path, reason in store.skipped.items():
         click.echo(f"skipped {path}: {reason}", err=True)
     for silent in dict.fromkeys(file.path for file in store.files() if file.peak == 0):

@@ -45,6 +45,7 @@ def test_prepare_turns_a_folder_into_tokens(run: Run, tmp_path: Path) -> None:
     assert code == 1
     assert is_one_line(err)
     assert "bad.mp3" in err
+    assert "--skip-bad leaves such files out" in err
     code, _, err = run("prepare", tmp_path / "music", tmp_path / "again", "--skip-bad")
     assert code == 0
     assert "skipped train/bad.mp3: " in err
