@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
+from audiomamba.drift import LIMITS_OF, faults, measure
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BENCHMARKS = ROOT / "benchmarks" / "results"
@@ -303,3 +307,21 @@ def test_the_figures_of_time_against_length() -> None:
     assert round(of["conformer"][0][600] / of["mamba"][0][600]) == 3
     spread = max(max(x.values()) / min(x.values()) for both in mambas for x in both)
     assert f"by up to {100 * spread - 100:.0f} %" in flat()
+
+
+def test_what_is_said_of_the_faults_of_samples_is_so() -> None:
+    said = " ".join((ROOT / "samples" / "README.md").read_text(encoding="utf-8").split())
+    for i, words in enumerate(
+        (
+            [],
+            [],
+            ["`piano_7_2` holds a tone from 21 to 29 s"],
+            ["has noise from 3 to 5 s", "`piano_7_3` is silent from 8 to 13 s"],
+        )
+    ):
+        waveform, rate = soundfile.read(ROOT / "samples" / f"piano_7_{i}.ogg", dtype="float32")
+        found = faults(measure(waveform, rate), LIMITS_OF["piano"])
+        assert [f"from {x.start:g} to {x.stop:g} s" for x in found] == [
+            text[text.index("from") :] for text in words
+        ]
+        assert all(text in said for text in words)
