@@ -232,9 +232,12 @@ def their_scan(function: Any, inputs: list[Tensor], dy: Tensor) -> tuple[Call, C
 def lti(bench: Bench, case: Case, which: int) -> dict[str, Any]:
     batch, channels, steps = case["shape"]
     u, z, dy = (bench.randn(batch, channels, steps).mT for _ in range(3))  # time is contiguous
-    A = (-0.5 + 1j * torch.arange(STATES // 2)).repeat(channels, 1).to(bench.device)
+    states = case.get("d_state", STATES) // 2
+    A = (-0.5 + 1j * torch.arange(states)).repeat(channels, 1).to(bench.device)
     delta = initial_dt(channels, 1e-3, 1e-1).to(bench.device)
-    inputs = [u, delta, A, torch.ones_like(A), torch.randn_like(A), torch.ones_like(delta), z]
+    inputs = [u, delta, A, torch.ones_like(A), torch.randn_like(A), torch.ones_like(delta)]
+    if case.get("gate", True):
+        inputs.append(z)
     inputs = [x.requires_grad_() for x in inputs]
     ours = passes(lambda: lti_scan(*inputs, backend=bench.backend)[0], inputs, dy)[which]
     found: dict[str, Any] = bench.times(ours) | {"moved": moved(inputs, dy, which)}
@@ -321,6 +324,9 @@ def cases(bench: Bench, part: str) -> list[Case]:
         shapes = [[1, 128, 958464], [16, 256, 4000], [8, 2048, 2048]]
         kinds = "time contiguous", "channels contiguous"
         known = [{"name": kind, "shape": shape} for shape in shapes for kind in kinds]
+    elif part == "lti":
+        shape = [4, 64, 65536]
+        known = [*known, {"name": "S4", "shape": shape, "d_state": 64, "gate": False}]
     elif part == "length":
         recorded = {tuple(x["shape"]): {"peer_ms": x["peer_ms"]} for x in bench.peers["scan"]}
         shapes = [[1, 1024, 1 << k] for k in range(9, 21)]
