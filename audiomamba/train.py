@@ -131,7 +131,7 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
     if config.start and not ckpt:
         module.begin_with(config.start)
     quiet = not sys.stdout.isatty()
-    trainer = _trainer(
+    trainer = make_trainer(
         config,
         precision=choose_precision(config),
         max_steps=config.steps,
@@ -177,10 +177,19 @@ def count_processes(config: TrainConfig) -> int:
     Raises:
         ValueError: If there are none such.
     """
-    return _trainer(config, logger=False, enable_progress_bar=False).world_size
+    return make_trainer(config, logger=False, enable_progress_bar=False).world_size
 
 
-def _trainer(config: TrainConfig, **options: Any) -> pl.Trainer:
+def make_trainer(config: Any, **options: Any) -> pl.Trainer:
+    """Return a trainer that leaves checkpoints and summaries to its module.
+
+    Args:
+        config: Its accelerator, devices, strategy and nodes are lightning's.
+        options: The rest.
+
+    Raises:
+        ValueError: If there are no such devices.
+    """
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
@@ -191,8 +200,9 @@ def _trainer(config: TrainConfig, **options: Any) -> pl.Trainer:
             enable_model_summary=False,
             **options,
         )
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+    except (MisconfigurationException, TypeError) as error:  # the latter of indices of CPUs
+        where = f"devices is {config.devices}, and accelerator {config.accelerator}"
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _is_first() -> bool:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-DEVICES = r"auto|-1|\d+(,\d+)*"  # what lightning takes as a flag
+# What lightning takes as a flag: "1" is one device, "1," the one of that index.
+DEVICES = r"auto|-1|\d+(,\d+)*,?"
 PLACES = ("data", "out", "wandb")  # of a run; they say nothing elsewhere
 
 
@@ -54,7 +55,7 @@ class TrainConfig:
             on a single device and with ddp.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
-        devices: Number of devices a node, or which, as 0,2; or auto.
+        devices: Number of devices a node, or which, as 0,2 or 1,; or auto.
         strategy: Lightning's: auto, ddp.
         nodes: Number of machines.
     """

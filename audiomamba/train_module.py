@@ -280,7 +280,8 @@ class Training(pl.LightningModule):
             then["precision"] = now["precision"]
         resume.check_same_run(then, now, self.config.out)
         c, steps = self.config, checkpoint["global_step"]
-        resume.warn_of_other_steps(saved.get("steps"), c, steps)
+        if self.global_rank == 0:
+            resume.warn_of_other_steps(saved.get("steps"), c, steps)
         read = steps * c.batch * c.length * self.trainer.world_size
         self.samples = saved.get("samples", read)  # which checkpoints did not always have
         self.best, self.bits, self.validated = (saved[k] for k in ("best", "bits", "validated"))

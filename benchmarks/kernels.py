@@ -236,9 +236,7 @@ def lti(bench: Bench, case: Case, which: int) -> dict[str, Any]:
     A = (-0.5 + 1j * torch.arange(states)).repeat(channels, 1).to(bench.device)
     delta = initial_dt(channels, 1e-3, 1e-1).to(bench.device)
     inputs = [u, delta, A, torch.ones_like(A), torch.randn_like(A), torch.ones_like(delta)]
-    if case.get("gate", True):
-        inputs.append(z)
-    inputs = [x.requires_grad_() for x in inputs]
+    inputs = [x.requires_grad_() for x in (*inputs, *([z] if case.get("gate", True) else []))]
     ours = passes(lambda: lti_scan(*inputs, backend=bench.backend)[0], inputs, dy)[which]
     found: dict[str, Any] = bench.times(ours) | {"moved": moved(inputs, dy, which)}
     shapes = (batch, channels, steps), (channels, steps)
@@ -319,14 +317,13 @@ PARTS = {"scan": scan, "lti": lti, "conv": conv, "length": length, "block": bloc
 
 def cases(bench: Bench, part: str) -> list[Case]:
     """Return what a part measures; shapes are (batch, channels or width, time)."""
-    known: list[Case] = bench.peers.get(part, [])
+    known: list[Case] = list(bench.peers.get(part, []))
     if part == "conv":
         shapes = [[1, 128, 958464], [16, 256, 4000], [8, 2048, 2048]]
         kinds = "time contiguous", "channels contiguous"
         known = [{"name": kind, "shape": shape} for shape in shapes for kind in kinds]
     elif part == "lti":
-        shape = [4, 64, 65536]
-        known = [*known, {"name": "S4", "shape": shape, "d_state": 64, "gate": False}]
+        known += [{"name": "S4", "shape": [4, 64, 65536], "d_state": 64, "gate": False}]
     elif part == "length":
         recorded = {tuple(x["shape"]): {"peer_ms": x["peer_ms"]} for x in bench.peers["scan"]}
         shapes = [[1, 1024, 1 << k] for k in range(9, 21)]

@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
             long_enough(store, "train", length)
         if not store.files("test"):
             raise ValueError(f"{store.directory} has no test clips")
-        began = time.monotonic()
+        began, where = time.monotonic(), f"-{base.precision}-{processes}"
         for length in flags.lengths:
             for name in flags.models:
                 minutes = base.max_minutes  # of the whole sweep
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
                 one = dataclasses.replace(
                     base,
                     max_minutes=minutes,
-                    out=str(out / f"{name}-{length}-{base.steps}-{base.seed}"),
+                    out=str(out / f"{name}-{length}-{base.steps}-{base.seed}{where}"),
                     length=length,
                     batch=max(1, round(flags.samples / length)),
                 )

@@ -45,6 +45,8 @@ from audiomamba.train_stop import Stop, agreed
 try:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import CSVLogger
+
+    from audiomamba.train import make_trainer
 except ModuleNotFoundError as error:
     raise SystemExit(
         f'training needs lightning ({error}); install it: pip install "lightning>=2.6.6"'
@@ -90,7 +92,7 @@ class Config:
         cuda_graph: Replay forward and backward as one recorded graph, on one CUDA device.
         max_minutes: Stop cleanly after so long, to be resumed; None never does.
         accelerator: Lightning's: auto, cpu, gpu, mps.
-        devices: Number of devices a node, or which, as 0,2; or auto.
+        devices: Number of devices a node, or which, as 0,2 or 1,; or auto.
         strategy: Lightning's: auto, ddp.
         nodes: Number of machines.
     """
@@ -370,19 +372,14 @@ def train(config: Config, draw: Draw, *, resume: bool) -> tuple[Training, pl.Tra
             raise FileNotFoundError(f"{out} holds no run to go on with; start it without --resume")
         check_readable(last)
     module = Training(config, draw)
-    trainer = pl.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=config.strategy,
-        num_nodes=config.nodes,
-        precision=config.precision,  # type: ignore[arg-type]  # which Config checks
+    trainer = make_trainer(
+        config,
+        precision=config.precision,
         max_steps=config.steps,
         max_epochs=-1,
         gradient_clip_val=config.gradient_clip or None,
         logger=CSVLogger(out, name="logs", flush_logs_every_n_steps=1),
         enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         log_every_n_steps=1,
         default_root_dir=out,

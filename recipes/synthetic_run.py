@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from synthetic import Config, Draw, Training, accuracy, train
 
 from audiomamba.files import replacing
@@ -103,7 +102,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         config = from_flags(flags, recipe.presets[preset])
         made = provenance(packages=["lightning"], arguments=arguments)  # before files may change
         module, trainer = train(config, recipe.draw, resume=flags.resume)
-    except (*FAILURES, MisconfigurationException) as error:
+    except FAILURES as error:
         end(error, smaller="--batch or --length, or --test-batch or --test-chunk")
     if trainer.global_rank:
         return None

@@ -75,6 +75,8 @@ def test_sweeps_beside_each_other_keep_all_results(tmp_path, monkeypatch):
 
 def test_a_point_of_other_processes_or_precision_is_another(tmp_path, monkeypatch, capsys):
     def train(model, config, resume):
+        assert config.out not in folders  # which hold one run each
+        folders.append(config.out)
         return Outcome(
             step=4,
             bits_per_sample=8.0,
@@ -90,7 +92,7 @@ def test_a_point_of_other_processes_or_precision_is_another(tmp_path, monkeypatc
         drawn[options["label"]] = [*x]
         return whole_plot(axes, x, *arguments, **options)
 
-    sweep, drawn, whole_plot = load_recipe("length_scaling"), {}, Axes.plot
+    sweep, drawn, folders, whole_plot = load_recipe("length_scaling"), {}, [], Axes.plot
     monkeypatch.setattr("audiomamba.train.train", train)
     monkeypatch.setattr(sweep, "result", result)
     monkeypatch.setattr(Axes, "plot", plot)

@@ -228,7 +228,7 @@ def _write(
     if take.rewinds is not None:
         record["rewinds"] = take.rewinds._asdict()
     if flags.guard in ("warn", "rewind"):
-        record["faults"] = _faults(take.waveform, rate)
+        record["faults"] = _faults(take.waveform, rate, order.model.name)
     beside = companions(flags)
     with replacing_together([*(path.with_suffix(end) for end in beside), path]) as folder:
         here = folder / path.name
@@ -263,12 +263,13 @@ def companions(flags: Flags) -> tuple[str, ...]:
     return tuple(end for end, asked in wanted.items() if asked)
 
 
-def _faults(waveform: NDArray[np.float32], rate: int) -> list[dict[str, Any]]:
+def _faults(waveform: NDArray[np.float32], rate: int, model: str) -> list[dict[str, Any]]:
     from audiomamba import drift
 
     if len(waveform) < max(rate, drift.FRAME):
         return []  # no fault is so short
-    return [fault._asdict() for fault in drift.faults(drift.measure(waveform, rate))]
+    limits = drift.LIMITS_OF.get(model, drift.LIMITS)
+    return [fault._asdict() for fault in drift.faults(drift.measure(waveform, rate), limits)]
 
 
 def _save_state(order: Order, take: Take, path: Path) -> None:

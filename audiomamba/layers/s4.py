@@ -53,8 +53,10 @@ class S4(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map x (batch, time, d_model) to (y of the same shape, state after the last step)."""
-        if torch.is_autocast_enabled(x.device.type):  # the norm before it leaves float32
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        device = x.device.type
+        # The norm before it leaves float32. Autocast does not know the device "meta".
+        if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
         delta, A, B, C = self.parameters_of_scan()
         y, state = lti_scan(
             x,

@@ -201,6 +201,9 @@ def test_scans_have_the_dtype_of_autocast(mixer: Any, monkeypatch: pytest.Monkey
     assert seen[1:] == [torch.float32]
     assert y.dtype == torch.float32  # the residual stream
     assert all(leaf.dtype in (torch.float32, torch.complex64) for leaf in leaves(state))
+    with torch.device("meta"):  # of which autocast knows nothing
+        shapes = Block(8, Tier(mixer=mixer, d_state=8))
+        assert shapes(torch.randn(1, 20, 8))[0].shape == (1, 20, 8)
 
 
 def test_rotations_depend_on_distance_at_the_published_frequencies() -> None:

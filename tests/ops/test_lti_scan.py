@@ -57,6 +57,7 @@ INTERPRETER_CASES = covering(
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 70 steps be three tiles of two chunks, in two segments."""
     tiling = triton_lti.Tiling(chunk=16, rows=2, ends_tiles=2, adjoint_tiles=2)
+    assert triton_lti.tiles_of(70, tiling) == (2, 3)
     monkeypatch.setattr(triton_lti, "tiling_of", lambda dtype, S: tiling)
 
 

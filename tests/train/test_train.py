@@ -283,9 +283,17 @@ def test_what_does_not_fit_fails_before_anything_is_written(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_hardware_that_is_not_there_is_named(data, tmp_path):
-    with pytest.raises(ValueError, match="No supported gpu backend found"):
-        train(MODEL, config(data, tmp_path, accelerator="gpu"))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accelerator": "gpu"}, "accelerator gpu: No supported gpu backend found"),
+        ({"devices": "0,2"}, "devices is 0,2, and accelerator cpu: .* should be an int"),
+        ({"devices": "1,"}, "devices is 1,, and accelerator cpu: .* should be an int"),
+    ],
+)
+def test_hardware_that_is_not_there_is_named(data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(MODEL, dataclasses.replace(config(data, tmp_path), **changes))
 
 
 def test_tokens_of_another_kind_are_refused(data, tmp_path):

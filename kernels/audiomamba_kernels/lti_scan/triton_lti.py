@@ -276,7 +276,7 @@ class _Call:
 def tiles_of(steps: int, tiling: Tiling) -> tuple[int, int]:
     """Return the chunks in a tile, and the tiles."""
     chunks = cdiv(steps, tiling.chunk)
-    rows = 16
+    rows = min(16, tiling.rows)
     while rows < tiling.rows and rows < chunks:
         rows *= 2
     return rows, cdiv(chunks, rows)
