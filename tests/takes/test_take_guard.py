@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import audiomamba
 from audiomamba import audio
 from audiomamba.cli import main
+from audiomamba.commands.takes import _faults
 from audiomamba.guard import NOISE, Guard
 from tests.takes.records import RATE, Run, record
 
@@ -24,6 +26,13 @@ def test_noise_is_warned_of_and_recorded(run: Run, tmp_path: Path) -> None:
         {"kind": "noise", "start": 0.0, "stop": 4.0}
     ]
     assert run("--seconds", 0.1, "--guard", "--overwrite")[2] == ""
+
+
+def test_takes_are_judged_by_the_limits_of_their_model() -> None:
+    sample = Path(__file__).parents[2] / "samples" / "piano_7_3.ogg"
+    waveform, rate = soundfile.read(sample, dtype="float32")
+    kinds = {name: [x["kind"] for x in _faults(waveform, rate, name)] for name in ("piano", "mine")}
+    assert kinds == {"piano": ["noise", "silence"], "mine": ["silence"]}
 
 
 @pytest.fixture
