@@ -157,6 +157,8 @@ def test_a_jump_of_the_learning_rate_is_warned_of(data, tmp_path, caplog):
     train(MODEL, c)
     train(MODEL, c, resume=True)
     assert "was laid out" not in caplog.text
+    (schedule,) = read(tmp_path)["lr_schedulers"]
+    assert {f"{rate:.3g}" for rate in schedule["_last_lr"]} == {"0.0019"}  # as is told below
     train(MODEL, dataclasses.replace(c, steps=80), resume=True)
     assert (
         "was laid out for 8 steps and goes on to 80: after step 2 its learning rate is 0.00075, "
