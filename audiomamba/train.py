@@ -123,13 +123,13 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
     ckpt = str(last) if last.exists() else None
     if ckpt:
         check_readable(last)
+    module = Training(model, config, store)
+    if config.start and not ckpt:
+        module.begin_with(config.start)
     if _is_first():
         train_folder.tidy(out)
         if not ckpt:  # else when the checkpoint has been found to be of this run
             train_folder.record(out, model, config)
-    module = Training(model, config, store)
-    if config.start and not ckpt:
-        module.begin_with(config.start)
     quiet = not sys.stdout.isatty()
     trainer = make_trainer(
         config,

@@ -95,6 +95,7 @@ def test_a_run_begins_with_no_model_of_another_shape(data, tmp_path):
         train(MODEL, c)
     with pytest.raises(FileNotFoundError, match="no model 'nothing'"):
         train(MODEL, dataclasses.replace(c, start="nothing"))
+    assert all(path.name.startswith(".") for path in (tmp_path / "then").iterdir())  # the lock
 
 
 def test_nothing_of_a_run_is_held_when_it_has_ended(data, tmp_path):
