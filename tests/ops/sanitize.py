@@ -41,6 +41,7 @@ class Case(NamedTuple):
 CASES = (
     Case(torch.bfloat16, False, 16, initial_state=False),
     Case(torch.float32, True, 8, "BC", lengths=False),
+    Case(torch.bfloat16, False, 16, lengths=False, lti_n=64),
     Case(torch.float16, False, 64, "B", lti_n=TRITON_MAX_STATE),
 )
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from audiomamba_kernels.backend import Backend, choose
 from audiomamba_kernels.lti_scan.chunked import chunk_maps, lti_chunks, lti_scan_chunked
+from audiomamba_kernels.lti_scan.layout import to_rows
 from audiomamba_kernels.lti_scan.op import lti_scan_op
 from audiomamba_kernels.lti_scan.reference import lti_scan_reference
 from audiomamba_kernels.ragged import check_lengths, pack, unpack
@@ -101,6 +102,8 @@ def lti_scan(
     elif chosen == "torch":
         y, final_state = lti_scan_chunked(*args)
     else:
+        if chosen == "triton":  # its kernels would copy u, in the forward and the backward pass
+            args = (to_rows(u), *args[1:])
         y, final_state, _ = lti_scan_op(*args, chosen)
     if cu_seqlens is not None:
         y = pack(y, cu_seqlens, total)

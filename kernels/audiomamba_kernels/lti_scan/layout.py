@@ -27,6 +27,20 @@ def as_rows(x: Tensor) -> Tensor:
     return empty_rows(x).copy_(x)
 
 
+def to_rows(x: Tensor) -> Tensor:
+    """Return x (batch, time, channels), or a copy of it whose time is contiguous, as in `as_rows`.
+
+    The copy is made of operations that torch.compile fuses with what x comes from.
+    """
+    steps = x.shape[1]
+    if steps == 1 or x.stride(1) == 1:
+        return x
+    rows = x.mT
+    if beyond := -steps % ALIGNMENT:
+        rows = torch.nn.functional.pad(rows, (0, beyond))
+    return rows.contiguous()[..., :steps].mT
+
+
 def to_real(x: Tensor, padded: int) -> Tensor:
     """Return x (..., state) in float32 as (..., S): parts of complex numbers, then zeros."""
     if x.is_complex():
