@@ -51,7 +51,9 @@ class History:
         Args:
             mean: Takes the mean over the processes of a run.
         """
-        losses, norms, samples = mean(self._values[:, : self.steps]).cpu().double().tolist()
+        # In memory of its own: gloo reduces what lies between, and NCCL refuses it.
+        values = self._values[:, : self.steps].clone(memory_format=torch.contiguous_format)
+        losses, norms, samples = mean(values).cpu().double().tolist()
         self.steps = 0
         return losses, norms, sum(samples)
 

@@ -206,7 +206,7 @@ def main(data: str, folder: Path) -> None:
         listen_every=0,
     )
     alone = dataclasses.replace(base, out=str(folder / "one"), batch=4, devices="1")
-    graph = dataclasses.replace(base, out=str(folder / "graph"))
+    graph = dataclasses.replace(base, out=str(folder / "graph"), log_every=3)
     long = dataclasses.replace(base, out=str(folder / "long"), length=64, carry_state=True)
     said = {
         "two": wait(run(base)),
