@@ -59,8 +59,8 @@ class Training(pl.LightningModule):
     def __init__(self, model: ModelConfig, config: TrainConfig, store: TokenStore) -> None:
         super().__init__()
         self.model, self.config, self.store = model, config, store
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+            torch.default_generator.manual_seed(config.seed)
             self.network = WaveformModel(model)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.objective: Any = None
@@ -152,6 +152,7 @@ class Training(pl.LightningModule):
         if first:
             record(Path(c.out), self.model, c)
         self._stop.listen()  # after lightning, which takes its own back together with these
+        self._set_rate()
         self.objective = self._objective()  # which may take minutes
         if self.carried is not None:
             self.carried = map_state(lambda x: x.to(self.device), self.carried)
@@ -164,6 +165,13 @@ class Training(pl.LightningModule):
         if c.start and self.global_step == 0:
             self._validate(0)  # so that the best is never worse than what the run began with
         self._clock = time.monotonic()
+
+    def _set_rate(self) -> None:
+        """Set the learning rate to the schedule's: a checkpoint's is of the steps it was for."""
+        schedule: Any = self.lr_schedulers()
+        groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True)
+        for group, rate in groups:
+            group["lr"] = rate * schedule.lr_lambdas[0](self.global_step)
 
     def _objective(self) -> Any:
         """Return the loss as a function of tensors, as fast as the device allows."""

@@ -152,14 +152,24 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(data, tmp_pa
     assert not list(out["killed"].rglob("*.part"))
 
 
-def test_a_jump_of_the_learning_rate_is_warned_of(data, tmp_path, caplog):
+def test_a_jump_of_the_learning_rate_is_warned_of(data, tmp_path, caplog, monkeypatch):
+    used = []
+    clip = Training.configure_gradient_clipping
+
+    def note(self, optimizer, *arguments, **options):
+        used.append(f"{optimizer.param_groups[0]['lr']:.3g}")
+        clip(self, optimizer, *arguments, **options)
+
+    monkeypatch.setattr(Training, "configure_gradient_clipping", note)
     c = config(data, tmp_path, learning_rate=2e-3, warmup=0.1, max_minutes=1e-9)
     train(MODEL, c)
     train(MODEL, c, resume=True)
     assert "was laid out" not in caplog.text
     (schedule,) = read(tmp_path)["lr_schedulers"]
     assert {f"{rate:.3g}" for rate in schedule["_last_lr"]} == {"0.0019"}  # as is told below
+    used.clear()
     train(MODEL, dataclasses.replace(c, steps=80), resume=True)
+    assert used == ["0.00075"]
     assert (
         "was laid out for 8 steps and goes on to 80: after step 2 its learning rate is 0.00075, "
         "and would have been 0.0019" in caplog.text
