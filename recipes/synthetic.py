@@ -196,8 +196,8 @@ class Training(pl.LightningModule):
     def __init__(self, config: Config, draw: Draw) -> None:
         super().__init__()
         self.config, self.draw = config, draw
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+            torch.default_generator.manual_seed(config.seed)
             self.network = WaveformModel(config.model())
         self.history: list[list[float]] = []  # [step, accuracy at the training length]
         self.stopped: str | None = None  # why
