@@ -217,13 +217,30 @@ def test_the_figure_of_piano_is_that_of_its_weights() -> None:
 
 def test_the_figures_of_s4_with_as_many_samples_as_piano_had() -> None:
     result = read(RECIPES / "youtubemix_s4-mlp.json")
-    bits, course = result["test_bits_per_sample"], dict(result["validation"])
+    bits = result["test_bits_per_sample"]
     assert f"youtubemix_s4-mlp.json)) | {bits:.3f} |" in README
     assert f"{bits:.3f} bits per sample on test clips" in (RECIPES / "README.md").read_text("utf-8")
     assert result["samples"] == 50_000 * 4 * 65536  # as of the first piano, which its card says
     card = (ROOT / "audiomamba" / "weights" / "piano" / "README.md").read_text(encoding="utf-8")
     assert "--batch 4 --length 65536 --steps 50000" in card
-    assert f"({course[40000]:.3f} and {course[50000]:.3f} in validation)" in flat()
+    second = read(RECIPES / "youtubemix_s4-mlp_half-minutes.json")
+    piano = read(RECIPES / "youtubemix_piano.json")
+    others = ("start", "steps", "batch", "devices", "strategy", "max_minutes")
+    for key, value in piano["training"].items():
+        assert key in others or second["training"][key] == value
+    for key in ("steps", "samples"):
+        assert second[key] == piano[key]
+    later = second["test_bits_per_sample"]
+    assert f"youtubemix_s4-mlp_half-minutes.json)) | {later:.3f} |" in README
+    worse = [bits - first_piano(), later - piano["test_bits_per_sample"]]
+    assert f"{worse[0]:.3f} bits worse than `piano` after the first" in flat()
+    assert f"and {worse[1]:.3f} after the second" in flat()
+
+
+def first_piano() -> float:
+    """Return the bits of the first weights, which its commit's table has."""
+    (line,) = (x for x in README.splitlines() if "`piano` as it first shipped" in x)
+    return float(line.split("|")[2])
 
 
 def test_the_figures_of_selective_copying() -> None:
@@ -237,6 +254,18 @@ def test_the_figures_of_selective_copying() -> None:
         assert row([name, *(f"{x:.1f}" for x in cells)]) in README
         fell = f"({course[11000]:.1f} after 11,000 steps)" in flat()
         assert fell == (preset == "mamba")
+
+
+def test_the_figures_of_whole_passes_of_the_time_invariant_scan() -> None:
+    of: dict[str, list[Any]] = {}
+    for x in read(BENCHMARKS / "kernels_nvidia_h200_lti.json")["rows"]:
+        of.setdefault(x["name"], []).append(x)
+    page = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
+    for name, states in (("one minute", "16, with a gate"), ("S4", "64")):
+        cells = [f"{tuple(of[name][0]['shape'])}, {states}"]
+        for key in ("graph_ms", "ms", "peer_ms"):
+            cells.append(" / ".join(f"{x[key]:#.3g}" for x in of[name]))
+        assert row(cells) in page
 
 
 def percent(results: Sequence[Any], key: str) -> str:
