@@ -110,7 +110,7 @@ def test(
             device = network.head.weight.device
             logits, counts = network(waveform.to(device), lengths.to(device))
             for one, text in zip(some, decode(logits, counts), strict=True):
-                errors += edits(text, [1 + int(label) for label in one.labels[0]])
+                errors += edit_distance(text, [1 + int(label) for label in one.labels[0]])
                 words += len(one.labels[0])
             if split == "test":
                 heard.append((waveform, lengths))
@@ -147,7 +147,7 @@ def streamed(network: Network, waveform: Tensor, lengths: Tensor) -> list[bool]:
     return [stream == text for stream, text in texts]
 
 
-def edits(found: Sequence[int], wanted: Sequence[int]) -> int:
+def edit_distance(found: Sequence[int], wanted: Sequence[int]) -> int:
     """Return the fewest insertions, deletions and substitutions from one text to another."""
     costs = list(range(len(wanted) + 1))
     for i, one in enumerate(found, start=1):

@@ -80,7 +80,7 @@ class Recipe:
     keep: Callable[[Network, Clips, Any, Path], str] | None = None
 
 
-def hiss(waveform: Tensor, most: float, random: np.random.Generator) -> Tensor:
+def white_noise(waveform: Tensor, most: float, random: np.random.Generator) -> Tensor:
     """Return white noise for a waveform (batch, samples), of an amplitude of its own for each."""
     device = waveform.device
     generator = torch.Generator(device).manual_seed(int(random.integers(2**62)))
@@ -88,7 +88,7 @@ def hiss(waveform: Tensor, most: float, random: np.random.Generator) -> Tensor:
     return level * torch.randn(waveform.shape, device=device, generator=generator)
 
 
-def hiding(config: Config, batch: int, random: np.random.Generator) -> Callable[..., Tensor]:
+def spec_augment(config: Config, batch: int, random: np.random.Generator) -> Callable[..., Tensor]:
     """Return a function that hides bands and stretches of features, drawn now.
 
     Source: Park et al. 2019 (arXiv 1904.08779), SpecAugment.
@@ -167,12 +167,12 @@ def fit(
     bar = tqdm(drawn, total=config.steps, unit=" steps", leave=False, disable=None)
     for step, (batch, random) in enumerate(bar):
         waveform, lengths = batch.waveform.to(device), batch.lengths.to(device)
-        waveform = waveform + hiss(waveform, config.noise, random)
+        waveform = waveform + white_noise(waveform, config.noise, random)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup_cosine(step, config.steps, 0.1, 0.0)
         network.train()
         with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16-mixed"):
-            outputs = network(waveform, lengths, hiding(config, len(waveform), random))
+            outputs = network(waveform, lengths, spec_augment(config, len(waveform), random))
         value = loss(outputs[0].float(), outputs[1], batch)
         optimizer.zero_grad()
         value.backward()

@@ -35,7 +35,7 @@ class Clips:
         words: In alphabetical order.
         splits: Of each: train, validation or test.
         speakers: Of each.
-        fellows: Of each, how many training clips its speaker has.
+        speaker_counts: Of each, how many training clips its speaker has.
         digest: Of names, splits and samples.
     """
 
@@ -45,7 +45,7 @@ class Clips:
     words: tuple[str, ...]
     splits: NDArray[np.str_]
     speakers: NDArray[np.str_]
-    fellows: NDArray[np.int64]
+    speaker_counts: NDArray[np.int64]
     digest: str
 
     def chosen(self, split: str) -> NDArray[np.int64]:
@@ -54,14 +54,14 @@ class Clips:
         They are those of speakers of whom there are training clips, and none.
         """
         if split in ("seen", "unseen"):
-            seen = (self.fellows > 0) == (split == "seen")
+            seen = (self.speaker_counts > 0) == (split == "seen")
             return ((self.splits == "test") & seen).nonzero()[0]
         return (self.splits == split).nonzero()[0]
 
     def draw(self, random: np.random.Generator, number: int, even: float) -> NDArray[np.int64]:
         """Draw training clips; `even` 0 draws all clips alike, 1 all speakers alike."""
         chosen = self.chosen("train")
-        weights = self.fellows[chosen] ** -even
+        weights = self.speaker_counts[chosen] ** -even
         return random.choice(chosen, number, p=weights / weights.sum())
 
 

@@ -170,12 +170,14 @@ def test_masks_are_as_wide_as_asked_for(speech: Any) -> None:
     config = speech.Config(masks=1, mask_bands=8, mask_share=0.5)
     ones = torch.ones(64, 100, 80)
     lengths = torch.full((64,), 100)
-    hidden = speech.hiding(config, 64, np.random.default_rng(0))(ones, lengths) == 0
+    hidden = speech.spec_augment(config, 64, np.random.default_rng(0))(ones, lengths) == 0
     bands, frames = hidden.all(1).sum(1), hidden.all(2).sum(1)
     assert 6 <= bands.max() <= 8
     assert 40 <= frames.max() <= 50
     assert torch.equal(hidden.sum((1, 2)), bands * 100 + frames * 80 - bands * frames)
-    nothing = speech.hiding(dataclasses.replace(config, masks=0), 64, np.random.default_rng(0))
+    nothing = speech.spec_augment(
+        dataclasses.replace(config, masks=0), 64, np.random.default_rng(0)
+    )
     assert torch.equal(nothing(ones, lengths), ones)
 
 
@@ -191,7 +193,7 @@ def test_words_are_read_off_frames_and_errors_counted(speech: Any) -> None:
         ("ab", "ba", 2),
         ("xabc", "abcy", 2),
     ):
-        assert speech.edits([*map(ord, found)], [*map(ord, wanted)]) == errors
+        assert speech.edit_distance([*map(ord, found)], [*map(ord, wanted)]) == errors
 
 
 def test_what_is_done_is_not_done_again(
