@@ -51,7 +51,10 @@ def check_device(device: str | torch.device) -> torch.device:
     if place.type == "cuda":
         count = torch.cuda.device_count()
         if (place.index or 0) >= count:
-            raise ValueError(f"device is {str(device)!r}, but PyTorch sees {count} CUDA devices")
+            raise ValueError(
+                f"device is {str(device)!r}, but PyTorch sees {count} CUDA devices; choose another "
+                "device, as 'cpu'"
+            )
     elif place.type != "cpu":
         raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda' or 'cuda:1'")
     return place

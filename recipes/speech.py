@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import importlib.util
+import json
 import math
 import statistics
 import sys
@@ -21,18 +23,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from speech_clips import Batch, Clips, read_clips
 from speech_config import Config
-from speech_models import Network, build, conformer_class, parameters
+from speech_models import Network, build, check_conformer, parameters
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from audiomamba.arguments import check_device
 from audiomamba.files import replacing
 from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
 from audiomamba.optim import parameter_groups, warmup_cosine
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
-from audiomamba.recipe import PICTURE, make_tones
+from audiomamba.recipe import FAILURES, PICTURE, end, make_tones
 from audiomamba.recipe_results import RESULTS, append_result, read_results
 
 TRAIN, TEST = 0, 1  # keep their random numbers apart
@@ -128,9 +132,9 @@ def batches(
 
 
 def pick_device(config: Config) -> torch.device:
-    """Return the device that the config asks for."""
+    """Return the device that the config asks for; raise ValueError if it is not there."""
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if config.device == "auto" else config.device)
+    return check_device(automatic if config.device == "auto" else config.device)
 
 
 def fit(
@@ -212,16 +216,20 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     add("--each", action="store_true", help="hold out one of them after the other, not all at once")
     add_switches(parser)
     add_flags(parser, recipe.config)
+    parser.set_defaults(data=None)  # one that is given may be the default
     flags = parse(parser, arguments, SMOKE)
-    if flags.each and not (flags.hold_out or flags.smoke):
+    tones = flags.smoke and flags.data is None
+    if flags.data is None:
+        flags.data = str(Path(flags.out) / "tones") if tones else recipe.config.data
+    if flags.each and not (flags.hold_out or tones):
         parser.error("--each is of the speakers of --hold-out; name them")
     try:
         config = from_flags(flags, recipe.config)
+        device = pick_device(config)  # what is missing is told before the work
         if "conformer" in flags.models:
-            conformer_class()  # what is missing is told before the work
+            check_conformer(config)
         made = provenance(packages=["torchaudio"], arguments=arguments)  # before files may change
-        if flags.smoke and config.data == recipe.config.data:
-            config = dataclasses.replace(config, data=str(Path(config.out) / "tones"))
+        if tones:
             make_tones(Path(config.data), ("one", "two", "three"))
             flags.hold_out = ["1"]
         digests = set()
@@ -230,16 +238,18 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
             digests.add(clips.digest)
             for name in flags.models:
                 for seed in flags.seeds:
-                    run_one(recipe, name, seed, config, clips, held, made)
-    except (OSError, ValueError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
-    out = Path(config.out)
-    same = settings(config).items() - {("front_end", config.front_end)}
-    results = [x for x in read_results(out) if same <= x.items() and x["clips"] in digests]
-    print(table(results, recipe.measure))
-    print(f"written: {out / RESULTS}")
-    if importlib.util.find_spec("matplotlib") is not None:
-        plot(results, recipe.measure, out / PICTURE)
+                    run_one(recipe, name, seed, config, clips, held, device, made)
+        out = Path(config.out)
+        same = settings(config).items() - {("front_end", config.front_end)}
+        results = [x for x in read_results(out) if same <= x.items() and x["clips"] in digests]
+        if not results:
+            return
+        print(table(results, recipe.measure))
+        print(f"written: {out / RESULTS}")
+        if importlib.util.find_spec("matplotlib") is not None:
+            plot(results, recipe.measure, out / PICTURE)
+    except FAILURES as error:
+        end(error, smaller="--batch or --d-model")
 
 
 def run_one(
@@ -249,20 +259,43 @@ def run_one(
     config: Config,
     clips: Clips,
     hold_out: Sequence[str],
+    device: torch.device,
     made: Mapping[str, Any],
 ) -> None:
-    """Train and test one model with one seed, and add it to the results, unless it is there."""
+    """Train and test a model and add it to the results, unless it is there or being trained."""
     out = Path(config.out)
     about = {"model": model, "seed": seed, "clips": clips.digest, **settings(config)}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    name = "-".join([model, config.front_end, str(seed), *hold_out, digest])
     label = ", ".join([f"{model}, {config.front_end}, seed {seed}", *hold_out])
-    if any(about.items() <= result.items() for result in read_results(out)):
-        print(f"{label}: is done")
-        return
-    device = pick_device(config)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / f".{name}.lock", timeout=0):
+            if any(about.items() <= result.items() for result in read_results(out)):
+                print(f"{label}: is done")
+                return
+            print(label)
+            found = train_one(recipe, model, seed, config, clips, device, out / name)
+            named = {"run": digest, "hold_out": list(hold_out)}
+            append_result(out, {**about, **named, **made, **found})
+    except Timeout:
+        print(f"{label}: another process trains it, and adds it to the results")
+
+
+def train_one(
+    recipe: Recipe,
+    model: str,
+    seed: int,
+    config: Config,
+    clips: Clips,
+    device: torch.device,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train and test a model, keep it in a folder, and return what came of it."""
     torch.manual_seed(seed)
     network = build(model, config, recipe.outputs(len(clips.words)), pool=recipe.pool).to(device)
     count = parameters(network)
-    print(f"{label}: {count} parameters", flush=True)
+    print(f"  {count} parameters", flush=True)
     began = time.monotonic()
     history = fit(
         network,
@@ -279,21 +312,16 @@ def run_one(
     told = [f"{k} {v:.1f}" for k, v in tested.items() if v is not None]
     print(f"  {recipe.measure}, %: {', '.join(told)}", flush=True)
     if recipe.keep is not None:
-        folder = out / "-".join([model, config.front_end, str(seed), *hold_out])
         print(f"  {recipe.keep(network, clips, config, folder)}")
-    result = {
-        **about,
-        **made,
+    return {
         "device": device_name(device),
         "parameters": count,
         "words": list(clips.words),
-        "hold_out": list(hold_out),
         "clips_of": {split: len(clips.chosen(split)) for split in SPLITS},
         "training_seconds": seconds,
         "history": history,
         "percent": tested,
     }
-    append_result(out, result)
 
 
 def settings(config: Config) -> dict[str, Any]:

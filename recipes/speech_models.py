@@ -19,6 +19,7 @@ from audiomamba.features import count_frames, frame_size, mel_filters
 from audiomamba.layers.subsampling import Subsampling
 from audiomamba_kernels.ragged import zero_padding
 
+HEADS = 4  # of the Conformer's attention
 MODELS = ("mamba", "mamba-causal", "gru", "conformer")
 
 
@@ -132,7 +133,7 @@ def build(model: str, config: Config, outputs: int, *, pool: bool) -> Network:
     Sized by: the width of "mamba-causal"; the GRU's hidden units; the Conformer's feed-forward.
 
     Raises:
-        SystemExit: If torchaudio, which has the Conformer, is missing.
+        ImportError: If torchaudio, which has the Conformer, is missing.
     """
 
     def make(size: int, name: str = model) -> Network:
@@ -171,23 +172,38 @@ def conformer_class() -> Any:
     """Return torchaudio's Conformer (Gulati et al. 2020, without its relative positions).
 
     Raises:
-        SystemExit: If torchaudio is missing.
+        ImportError: If torchaudio is missing.
     """
     try:
         from torchaudio.models import Conformer
     except (ImportError, OSError) as error:
-        raise SystemExit(
-            f"error: the Conformer is torchaudio's, which cannot be imported ({error}); install "
+        raise ImportError(
+            f"the Conformer is torchaudio's, which cannot be imported ({error}); install "
             "the release that fits torch, or leave conformer out of --models"
         ) from None
     return Conformer
+
+
+def check_conformer(config: Config) -> None:
+    """Check that `build` can make the Conformer.
+
+    Raises:
+        ImportError: If torchaudio is missing.
+        ValueError: If its heads do not share d_model evenly.
+    """
+    conformer_class()
+    if config.d_model % HEADS:
+        raise ValueError(
+            f"d_model is {config.d_model}; it must be a multiple of {HEADS}, the Conformer's "
+            "heads, or leave conformer out of --models"
+        )
 
 
 def conformer(config: Config, feed_forward: int) -> nn.Module:
     """Return the Conformer."""
     model: nn.Module = conformer_class()(
         input_dim=config.d_model,
-        num_heads=4,
+        num_heads=HEADS,
         ffn_dim=feed_forward,
         num_layers=config.n_layers,
         depthwise_conv_kernel_size=config.conv_kernel,

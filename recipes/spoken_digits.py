@@ -14,8 +14,11 @@ of silence, louder or softer, with noise and hidden bands; the mean of its frame
 Told are the percentages of right answers on validation and test clips, and on the test's halves: of
 speakers of whom there are training clips ("seen") and of others ("unseen"; `--hold-out SPEAKER ...`
 makes more of them, with `--each` one speaker after another). What is in OUT/results.json is not
-done again: the same command goes on, run by run. Mamba on mel bands is also written as a folder,
-OUT/MODEL-mel-SEED, that `audiomamba classify -m` takes.
+done again: the same command goes on, run by run, and started twice at once it shares them.
+
+Mamba on mel bands is also written as a folder that `audiomamba classify -m` takes,
+OUT/MODEL-mel-SEED-RUN, or OUT/MODEL-mel-SEED-SPEAKER-RUN of a speaker held out. RUN is "run" in
+results.json; it stands for all settings and the clips.
 """
 
 from __future__ import annotations

@@ -215,6 +215,41 @@ def test_what_is_done_is_not_done_again(
     assert "| 2 |" not in capsys.readouterr().out
 
 
+def test_classifiers_of_other_settings_or_clips_have_folders_of_their_own(
+    speech: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    common = ["--smoke", "--out", str(out), "--steps", "1", "--models", "mamba"]
+    for flags in ([], ["--batch", "3"], ["--data", str(folder)]):
+        speech.run(speech.spoken_digits.RECIPE, [*common, *flags])
+    kept = [out / "-".join(["mamba-mel-0", *r["hold_out"], r["run"]]) for r in read_results(out)]
+    assert set(kept) == {path.parent for path in out.glob("*/model.safetensors")}
+    assert len(set(kept)) == 3
+    said = capsys.readouterr().out
+    for path in kept:
+        assert f"classify -m {path} FILE" in said
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(
+    speech: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--smoke", "--out", str(tmp_path), "--models", "mamba", "--seeds", "0"]
+    said = []
+
+    def fit(network: Any, config: Any, seed: int, *rest: Any) -> list[dict[str, float]]:
+        if not said:
+            capsys.readouterr()
+            said.append("")
+            speech.run(speech.asr_ctc.RECIPE, [*common, "1"])  # as if from another process
+            said.append(capsys.readouterr().out)
+        return [{"step": 1, "loss": 0.0, "score": 0.0}]
+
+    monkeypatch.setattr(speech.speech, "fit", fit)
+    speech.run(speech.asr_ctc.RECIPE, common)
+    assert "seed 0, 1: another process trains it, and adds it to the results\n" in said[1]
+    assert [x["seed"] for x in read_results(tmp_path)] == [1, 0]
+
+
 def test_runs_beside_each_other_keep_all_results(
     speech: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,16 +301,50 @@ def test_each_is_of_speakers_that_are_named(
         (["--front-end", "ears"], "front_end is 'ears'; it must be mel or waveform"),
         (["--conv-kernel", "4"], "conv_kernel is 4; it must be odd"),
         (["--fewest", "5", "--most", "4"], "fewest is 5, most 4"),
+        (["--device", "foo"], "device is 'foo'; choose 'cpu', 'cuda' or 'cuda:1'"),
+        (["--device", "mps"], "device is 'mps'; choose 'cpu', 'cuda' or 'cuda:1'"),
+        (["--device", "cuda"], "but PyTorch sees 0 CUDA devices; choose another device, as 'cpu'"),
+        (["--device", "cuda:5"], "device is 'cuda:5', but PyTorch sees 0 CUDA devices"),
+        (["--d-model", "18"], "d_model is 18; it must be a multiple of 4, the Conformer's heads"),
+        (["--d-model", "18", "--models", "mamba"], "audiomamba fetch sc09 data/sc09"),
+        (["--smoke", "--out", "out", "--data", "data/sc09"], "there is no folder data/sc09"),
     ],
 )
 def test_mistakes_end_with_one_line(
     speech: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(SystemExit) as stopped:
         speech.run(speech.asr_ctc.RECIPE, arguments)
     assert message in str(stopped.value.code)
+    assert "\n" not in str(stopped.value.code)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore of it."),
+            "error: CUDA out of memory. Tried to allocate 9 GiB; give a smaller --batch or "
+            "--d-model",
+        ),
+        (ImportError("no module"), "error: no module"),
+    ],
+)
+def test_what_fails_in_training_ends_with_one_line(
+    speech: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fit(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(speech.speech, "fit", fit)
+    common = ["--smoke", "--out", str(tmp_path), "--models", "mamba"]
+    with pytest.raises(SystemExit) as stopped:
+        speech.run(speech.spoken_digits.RECIPE, common)
+    assert stopped.value.code == message
 
 
 @pytest.mark.parametrize("recipe", ["asr_ctc", "spoken_digits"])
