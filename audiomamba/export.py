@@ -119,5 +119,6 @@ licence its weights may be used. Exported by audiomamba {__version__}.
 
 
 def _table(rows: dict[str, Any]) -> str:
-    lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in rows.items()]
+    said = {key: f"{x:.6g}" if isinstance(x, float) else x for key, x in rows.items()}
+    lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in said.items()]
     return "\n".join(["| | |", "| --- | --- |", *lines])

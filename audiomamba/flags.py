@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,8 +29,8 @@ def add_flags(parser: argparse._ActionsContainer, config: Any) -> None:
     """Add a flag for each field of a dataclass, with the config's values as defaults.
 
     A field `min_learning_rate: float` becomes `--min-learning-rate FLOAT`, a bool becomes a pair
-    `--compile / --no-compile`, a tuple takes as many values as it has. The help is the field's line
-    under "Attributes:" in the docstring.
+    `--compile / --no-compile`, a tuple takes as many values as it has, and one that may be None the
+    word "none". The help is the field's line under "Attributes:" in the docstring.
 
     Args:
         parser: Where to add them: a parser or a group of one.
@@ -44,7 +44,7 @@ def add_flags(parser: argparse._ActionsContainer, config: Any) -> None:
         default = getattr(config, field.name)
         options: dict[str, Any] = {"default": default, "help": helps.get(field.name, "")}
         kind = hints[field.name]
-        if get_origin(kind) in (Union, types.UnionType):
+        if optional := get_origin(kind) in (Union, types.UnionType):
             kind = next(arg for arg in get_args(kind) if arg is not type(None))
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -52,11 +52,22 @@ def add_flags(parser: argparse._ActionsContainer, config: Any) -> None:
             kinds = get_args(kind)
             options |= {"type": kinds[0], "nargs": len(kinds), "metavar": kinds[0].__name__.upper()}
         else:
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
+            read = _or_none(kind) if optional else kind
+            options |= {"type": read, "metavar": kind.__name__.upper()}
         if default is not None and kind is not bool and default != "":
             options["help"] += f" (default: {default})"
         options["help"] = options["help"].replace("%", "%%")
         parser.add_argument("--" + field.name.replace("_", "-"), **options)
+
+
+def _or_none(kind: type[Any]) -> Callable[[str], Any]:
+    """Return what reads a word as a kind, and "none", in whatever case, as None."""
+
+    def read(word: str) -> Any:
+        return None if word.lower() == "none" else kind(word)
+
+    read.__name__ = kind.__name__  # which argparse puts into its errors
+    return read
 
 
 def from_flags(arguments: argparse.Namespace, config: Config) -> Config:

@@ -25,6 +25,10 @@ class AudioBar(tqdm):  # type: ignore[misc]  # tqdm carries no types
             "{remaining} left",
         )
 
+    def show(self, done: int, total: int) -> None:
+        """Move to `done` of `total` samples, which are all the seconds there are."""
+        self.update(self.total * done / total - self.n)
+
     @property
     def format_dict(self) -> dict[str, Any]:
         """What `bar_format` may name."""

@@ -26,6 +26,8 @@ from audiomamba.data.tokens import INDEX, TokenStore
 from audiomamba.evaluate import evaluate
 from audiomamba.files import sha256
 from audiomamba.flags import Parser, add_flags, add_switches, from_flags, parse
+from audiomamba.models.waveform import WaveformModel
+from audiomamba.progress import AudioBar
 from audiomamba.provenance import device_name, provenance
 from audiomamba.recipe_results import RESULTS, write_json
 from audiomamba.train_config import TrainConfig, without_places
@@ -35,7 +37,10 @@ from audiomamba.train_folder import DATA, check_folder, recorded
 if TYPE_CHECKING:
     from audiomamba.train import Outcome
 
-FAILURES = (OSError, ValueError, FloatingPointError, ImportError, torch.OutOfMemoryError)
+FAILURES = (
+    *(OSError, ValueError, FloatingPointError, ImportError, torch.OutOfMemoryError),
+    KeyboardInterrupt,  # before the training heeds it, and after
+)
 PICTURE = "results.png"
 SOURCE = "source.txt"  # of which folder the tokens of a run are
 
@@ -148,8 +153,6 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
             said += f", validation {outcome.bits_per_sample:.4f} bits per sample"
         sys.stdout.write(f"{said}\n")
         if not outcome.stopped:
-            if store.files("test"):
-                sys.stderr.write("testing\n")
             found = result(made, outcome, config, store)
             curves = read_curves(config.out)
             results = {"preset": flags.preset, **found, "validation": curves["validation"]}
@@ -169,9 +172,12 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
 
 
 def end(
-    error: Exception, smaller: str = "--batch or --length, or --activation-checkpointing"
+    error: BaseException, smaller: str = "--batch or --length, or --activation-checkpointing"
 ) -> NoReturn:
     """Exit with one line that says what failed, one of `FAILURES`, and on a full GPU what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(128 + signal.SIGINT) from None
     reason = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         reason = reason.splitlines()[0].rstrip(".")
@@ -228,7 +234,6 @@ def result(
         test_seconds: Audio that is tested, as in `evaluate`; None is all.
     """
     network = checkpoint.load(config.out).to(outcome.device)
-    tested = bool(store.files("test"))
     return {
         **made,
         "device": device_name(outcome.device),
@@ -241,10 +246,19 @@ def result(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "validation_bits_per_sample": outcome.bits_per_sample,
         "test_seconds": test_seconds,
-        "test_bits_per_sample": (
-            evaluate(network, store, "test", seconds=test_seconds) if tested else None
-        ),
+        "test_bits_per_sample": _test(network, store, test_seconds),
     }
+
+
+def _test(network: WaveformModel, store: TokenStore, seconds: float | None) -> float | None:
+    """Return bits per sample of the test split, None where there is none."""
+    files = store.files("test")
+    if not files:
+        return None
+    there = sum(file.samples for file in files) / store.sample_rate
+    sys.stderr.write(f"testing: {min(there, seconds or there):.3g} s, {len(files)} clips\n")
+    with AudioBar(min(there, seconds or there)) as bar:
+        return evaluate(network, store, "test", seconds=seconds, progress=bar.show)
 
 
 def with_tones(recipe: Recipe, out: str) -> Recipe:

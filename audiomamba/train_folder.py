@@ -102,6 +102,19 @@ def tidy(out: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+def save_checkpoint(trainer: Any, last: Path) -> None:
+    """Write lightning's checkpoint, whole or not at all; all processes must call this."""
+    part = last.with_name(f".{last.name}.part")
+    try:
+        trainer.save_checkpoint(part, weights_only=False)
+        if trainer.global_rank == 0:
+            part.replace(last)
+    except BaseException:
+        if trainer.global_rank == 0:
+            part.unlink(missing_ok=True)
+        raise
+
+
 def record(out: Path, model: ModelConfig, config: TrainConfig) -> None:
     """Write down what runs in the folder, and under which name; the same name when resumed."""
     values = {

@@ -20,7 +20,6 @@ from audiomamba.config import ModelConfig
 from audiomamba.data.batches import Batch, Crops, Steps, Streams
 from audiomamba.data.tokens import TokenStore
 from audiomamba.evaluate import cut, total_bits
-from audiomamba.files import replacing
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.objective import (
     UNKNOWN,
@@ -31,12 +30,13 @@ from audiomamba.objective import (
     weight_of_rank,
 )
 from audiomamba.optim import average_weights, parameter_groups, warmup_cosine
+from audiomamba.provenance import device_name
 from audiomamba.state import leaves, map_state, where
 from audiomamba.train_config import TrainConfig, without_places
-from audiomamba.train_folder import BEST, LAST, LISTEN, record
+from audiomamba.train_folder import BEST, LAST, LISTEN, record, save_checkpoint
 from audiomamba.train_listen import Listener, check_listening
 from audiomamba.train_log import History, Report, check_finite
-from audiomamba.train_stop import Stop, agreed
+from audiomamba.train_stop import LATE, Stop, agreed
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,15 @@ class Training(pl.LightningModule):
             record(Path(c.out), self.model, c)
         self._stop.listen()  # after lightning, which takes its own back together with these
         self._set_rate()
-        self.objective = self._objective()  # which may take minutes
+        if first:
+            log.info(
+                "training %.3g M parameters on %d x %s in %s, from step %d to %d; compiling "
+                "may come first, for a minute or more",
+                sum(p.numel() for p in self.network.parameters()) / 1e6,
+                *(self.trainer.world_size, device_name(self.device), choose_precision(c)),
+                *(self.global_step, c.steps),
+            )
+        self.objective = self._objective()
         if self.carried is not None:
             self.carried = map_state(lambda x: x.to(self.device), self.carried)
         self.history = History(c.log_every, self.device)
@@ -169,8 +177,7 @@ class Training(pl.LightningModule):
     def _set_rate(self) -> None:
         """Set the learning rate to the schedule's: a checkpoint's is of the steps it was for."""
         schedule: Any = self.lr_schedulers()
-        groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True)
-        for group, rate in groups:
+        for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
             group["lr"] = rate * schedule.lr_lambdas[0](self.global_step)
 
     def _objective(self) -> Any:
@@ -182,7 +189,7 @@ class Training(pl.LightningModule):
             recompute_blocks(objective)
         if cuda if c.compile is None else c.compile:
             compile_blocks(objective)
-        if cuda and replays_graphs(c, self.trainer.strategy):
+        if replays_graphs(c, self.trainer.strategy, self.device):
             # DDP has wrapped this module by now, and that is well: recording computes gradients
             # without accumulating them, so that DDP's hooks stay still; a replay accumulates, and
             # DDP sends the gradients when the graph has run. It wraps on a stream of its own; were
@@ -231,7 +238,8 @@ class Training(pl.LightningModule):
         listen = c.listen_every > 0 and step % c.listen_every == 0
         check = save or validate or listen or self.history.steps == c.log_every
         if check or self.trainer.world_size == 1:
-            self.stopped = None if done else self._why_stop()
+            why = agreed(self._stop.why(), self.trainer)
+            self.stopped = None if done and why == LATE else why
         if not (check or self.stopped):
             return
         self._check_and_log(step)
@@ -242,7 +250,7 @@ class Training(pl.LightningModule):
         if self.stopped or validate:
             self._export(Path(c.out), step)
         if self.stopped or save:
-            self._save()
+            save_checkpoint(self.trainer, Path(c.out) / LAST)
         if self.stopped:
             self.trainer.should_stop = True
         self._show_take()
@@ -304,12 +312,6 @@ class Training(pl.LightningModule):
 
     # What happens between steps.
 
-    def _why_stop(self) -> str | None:
-        why = self._stop.why()
-        if self.trainer.world_size > 1:
-            return agreed(why, self.trainer.strategy, self.device)
-        return why
-
     def _check_and_log(self, step: int) -> None:
         """Log the steps since the last time, or raise if one is not finite."""
         c, steps = self.config, self.history.steps
@@ -368,19 +370,6 @@ class Training(pl.LightningModule):
             }
             checkpoint.save(directory, self.model, self.average.state_dict(), training=about)
 
-    def _save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        last = Path(self.config.out) / LAST
-        if self.trainer.world_size > 1:
-            # All ranks take part in gathering; only the first writes.
-            part = last.with_name(f".{last.name}.part")
-            self.trainer.save_checkpoint(part, weights_only=False)
-            if self.global_rank == 0:
-                part.replace(last)
-            return
-        with replacing(last) as part:
-            self.trainer.save_checkpoint(part, weights_only=False)
-
 
 def choose_precision(config: TrainConfig) -> Any:
     """Return lightning's precision; "auto" is bf16-mixed on CUDA."""
@@ -390,16 +379,22 @@ def choose_precision(config: TrainConfig) -> Any:
     return "bf16-mixed" if cuda else "32-true"
 
 
-def replays_graphs(config: TrainConfig, strategy: Any) -> bool:
-    """Return whether steps on CUDA devices are replays of a recorded graph.
+def replays_graphs(config: TrainConfig, strategy: Any, device: torch.device) -> bool:
+    """Return whether steps are replays of a recorded graph.
 
     Raises:
-        ValueError: If they should be, and lightning's strategy is one for which none is recorded.
+        ValueError: If they should be, and the device is none of CUDA's, or lightning's strategy is
+            one for which none is recorded.
     """
+    cuda = device.type == "cuda"
+    if config.cuda_graph and not cuda:
+        raise ValueError(
+            f"cuda_graph is on, and the device is {device}; leave it out, or take a CUDA device"
+        )
     known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
     if config.cuda_graph and not known:
         raise ValueError(
             f"strategy is {config.strategy!r}, and cuda_graph is on; graphs are recorded for one "
             "device and for ddp: take --strategy ddp or --no-cuda-graph"
         )
-    return known if config.cuda_graph is None else config.cuda_graph
+    return cuda and (known if config.cuda_graph is None else config.cuda_graph)

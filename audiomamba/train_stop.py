@@ -16,21 +16,22 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGUSR1"):  # not on Windows
     SIGNALS.append(signal.SIGUSR1)
 
-
-REASONS = (None, "max_minutes", *(number.name for number in SIGNALS))
+LATE = "max_minutes"
+REASONS = (None, LATE, *(number.name for number in SIGNALS))
 ONE_REQUEST = 1.0  # seconds in which the same signal, again, is the same request
 
 
-def agreed(mine: str | None, strategy: Any, device: torch.device | str) -> str | None:
+def agreed(mine: str | None, trainer: Any) -> str | None:
     """Return why all processes stop: of their reasons the last in `REASONS`, the same for each.
 
     Args:
         mine: This process's reason, or None.
-        strategy: Lightning's, whose `reduce` all processes must call.
-        device: Of this process.
+        trainer: Lightning's, of which all processes must call this.
     """
-    code = torch.tensor(float(REASONS.index(mine)), device=device)
-    return REASONS[int(strategy.reduce(code, reduce_op="max"))]
+    if trainer.world_size == 1:  # the host need not wait for the device
+        return mine
+    code = torch.tensor(float(REASONS.index(mine)), device=trainer.strategy.root_device)
+    return REASONS[int(trainer.strategy.reduce(code, reduce_op="max"))]
 
 
 class Stop:
@@ -58,13 +59,16 @@ class Stop:
         """Return a signal's name, "max_minutes", or None."""
         minutes = (time.monotonic() - self._began) / 60
         late = self._minutes is not None and minutes >= self._minutes
-        return self._signal or ("max_minutes" if late else None)
+        return self._signal or (LATE if late else None)
 
     def _heed(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         if number not in self._came:
             self._came[number], self._signal = now, signal.Signals(number).name
-            log.warning("%s: stopping after this step", self._signal)
+            log.warning(
+                "%s: stopping after this step; the same again stops at once, and saves nothing",
+                self._signal,
+            )
         elif now - self._came[number] > ONE_REQUEST:
             again = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, again)

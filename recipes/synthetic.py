@@ -36,11 +36,12 @@ from audiomamba.layers.attention import Attention
 from audiomamba.models.waveform import WaveformModel
 from audiomamba.objective import UNKNOWN, Objective, capture
 from audiomamba.optim import parameter_groups
+from audiomamba.provenance import device_name
 from audiomamba.resume import check_readable, check_same_run
 from audiomamba.tokenizer import Tokenizer
 from audiomamba.train_config import DEVICES
-from audiomamba.train_folder import held
-from audiomamba.train_stop import Stop, agreed
+from audiomamba.train_folder import LAST, held, save_checkpoint, tidy
+from audiomamba.train_stop import LATE, Stop, agreed
 
 try:
     import lightning.pytorch as pl
@@ -52,7 +53,6 @@ except ModuleNotFoundError as error:
         f'training needs lightning ({error}); install it: pip install "lightning>=2.6.6"'
     ) from None
 
-LAST = "last.ckpt"
 TRAIN, TEST = 0, 1  # keep their random numbers apart
 
 
@@ -231,6 +231,10 @@ class Training(pl.LightningModule):
         """Prepare what needs the device, and listen for signals."""
         c = self.config
         self.stop.listen()  # after lightning, which takes its own back together with these
+        if self.global_rank == 0:
+            where = f"on {device_name(self.device)} from step {self.global_step} to {c.steps}"
+            first = "compiling may come first, for a minute or more"
+            print(f"training {where}; {first}", file=sys.stderr, flush=True)
         objective: Any = Objective(
             self.network, torch.bfloat16 if c.precision == "bf16-mixed" else None
         )
@@ -255,7 +259,8 @@ class Training(pl.LightningModule):
         validate, save = (done or step % n == 0 for n in (c.validate_every, c.checkpoint_every))
         check = validate or save or step % c.log_every == 0
         if check or self.trainer.world_size == 1:
-            self.stopped = None if done else self.why_stop()
+            why = agreed(self.stop.why(), self.trainer)
+            self.stopped = None if done and why == LATE else why
         if not (check or self.stopped):
             return
         loss, steps = strategy.reduce(self.lately, reduce_op="sum").tolist()  # waits for the device
@@ -279,25 +284,11 @@ class Training(pl.LightningModule):
             logger.log_metrics(values, step)
             logger.save()
         if save or self.stopped:
-            self.save(Path(c.out) / LAST)
+            save_checkpoint(self.trainer, Path(c.out) / LAST)
         if self.stopped:
             self.trainer.should_stop = True
         self.lately.zero_()
         self.clock = time.monotonic()
-
-    def why_stop(self) -> str | None:
-        """Return why the run stops now, the same way in all processes, or None."""
-        why = self.stop.why()
-        if self.trainer.world_size > 1:
-            return agreed(why, self.trainer.strategy, self.device)
-        return why
-
-    def save(self, last: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
-        part = last.with_suffix(".part")
-        self.trainer.save_checkpoint(part, weights_only=False)
-        if self.global_rank == 0:
-            part.replace(last)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the run this one, and what it has come to."""
@@ -388,5 +379,7 @@ def train(config: Config, draw: Draw, *, resume: bool) -> tuple[Training, pl.Tra
     with held(out) if first else nullcontext(), warnings.catch_warnings():
         # Lightning asks torch about trees in a way that torch 2.11 announces to drop.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)", FutureWarning)
+        if first:
+            tidy(out)
         trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=resume or None)
     return module, trainer

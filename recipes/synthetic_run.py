@@ -28,7 +28,7 @@ from audiomamba.flags import (
 )
 from audiomamba.plot import figure_class
 from audiomamba.provenance import device_name, provenance
-from audiomamba.recipe import FAILURES, end, exit_as_stopped
+from audiomamba.recipe import FAILURES, PICTURE, end, exit_as_stopped
 from audiomamba.recipe_results import RESULTS, write_json
 from audiomamba.train_folder import held
 
@@ -156,7 +156,7 @@ def test(
     write_json(out / RESULTS, results)
     print(f"written: {out / RESULTS}")
     if importlib.util.find_spec("matplotlib") is not None:
-        plot(results, out / "results.png")
+        plot(results, out / PICTURE)
     return results
 
 

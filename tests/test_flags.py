@@ -46,7 +46,16 @@ def test_each_kind_of_field_is_parsed():
     assert parse(Config(), *arguments) == Config("y", 4, 2.5, (3.0, 4.0), True, False)
 
 
-@pytest.mark.parametrize("arguments", [["--count", "many"], ["--pair", "1"], ["--unknown"]])
+def test_none_is_a_word_of_what_may_be_none():
+    assert parse(Config(rate=2.0), "--rate", "None").rate is None
+    with pytest.raises(SystemExit):
+        parse(Config(), "--count", "none")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--count", "many"], ["--rate", "much"], ["--pair", "1"], ["--unknown"]],
+)
 def test_wrong_values_are_refused(arguments):
     with pytest.raises(SystemExit):
         parse(Config(), *arguments)

@@ -305,6 +305,17 @@ def test_a_full_device_is_told_in_one_line(recipe, tmp_path, monkeypatch):
     )
 
 
+def test_ctrl_c_before_training_is_told_in_a_word(recipe, tmp_path, monkeypatch, capsys):
+    def train(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("audiomamba.train.train", train)
+    with pytest.raises(SystemExit) as stopped:
+        recipe.main(["--smoke", "--out", str(tmp_path)])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+
+
 def test_results_need_no_test_clips(recipe, audio, tmp_path):
     shutil.rmtree(audio / "test")
     recipe.main(["--smoke", "--data", str(audio), "--out", str(tmp_path / "run")])

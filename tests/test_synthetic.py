@@ -149,18 +149,14 @@ def test_a_signal_stops_after_the_step_and_resumes_to_the_same_bits(
     [(None, None, None), (None, "SIGTERM", "SIGTERM"), ("max_minutes", "SIGUSR1", "SIGUSR1")],
 )
 def test_processes_stop_together_for_the_same_reason(mine, theirs, why):
-    from audiomamba.train_stop import REASONS
+    from audiomamba.train_stop import REASONS, agreed
 
     def reduce(code, *, reduce_op):
         assert reduce_op == "max"
         return torch.maximum(code, torch.tensor(float(REASONS.index(theirs))))
 
-    process = SimpleNamespace(
-        stop=SimpleNamespace(why=lambda: mine),
-        trainer=SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce)),
-        device="cpu",
-    )
-    assert importlib.import_module("synthetic").Training.why_stop(process) == why
+    strategy = SimpleNamespace(reduce=reduce, root_device="cpu")
+    assert agreed(mine, SimpleNamespace(world_size=2, strategy=strategy)) == why
 
 
 def test_a_run_leaves_table_results_picture_and_log(tmp_path, capsys):

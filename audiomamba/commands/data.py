@@ -178,5 +178,5 @@ def _evaluate_tokens(
             store,
             split,
             seconds=seconds,
-            progress=lambda done, _: bar.update(done / store.sample_rate - bar.n),
+            progress=bar.show,
         )

@@ -171,9 +171,10 @@ def write_index(
 
 def _read_index(path: Path) -> dict[str, Any]:
     if not path.exists():
+        there = path.parent.is_dir() and any(path.parent.iterdir())
+        make = f"{path.parent} TOKENS, and give TOKENS" if there else f"RECORDINGS {path.parent}"
         raise FileNotFoundError(
-            f"{path.parent} holds no prepared tokens; "
-            f"make them: audiomamba prepare FOLDER_OF_AUDIO {path.parent}"
+            f"{path.parent} holds no prepared tokens; make them: audiomamba prepare {make}"
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

@@ -86,7 +86,8 @@ def test_evaluate_refuses_a_folder_of_audio(run: Run, model: StandIn, tmp_path: 
     code, _, err = run("evaluate", tmp_path / "music")
     assert code == 1
     assert is_one_line(err)
-    assert "holds no prepared tokens" in err
+    make = f"audiomamba prepare {tmp_path / 'music'} TOKENS, and give TOKENS"
+    assert f"holds no prepared tokens; make them: {make}" in err
 
 
 def test_evaluate_scores_tokens_as_it_scores_their_audio(

@@ -102,7 +102,7 @@ def main(data: str, whole: Path, killed: Path) -> None:
     for checkpoints in TORN:
         _, status = os.waitpid(start(recipe, data, killed, checkpoints), 0)
         assert os.WIFSIGNALED(status)
-        torn += any(killed.glob(".last.ckpt.*.part"))
+        torn += any(killed.glob(".last.ckpt*.part"))
     after = [times.uniform(0.1, 0.9) * took for _ in range(AT_RANDOM)]
     kills = sum([killed_after(start(recipe, data, killed), seconds) for seconds in after])
     assert os.waitpid(start(recipe, data, killed), 0)[1] == 0

@@ -152,6 +152,23 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(data, tmp_pa
     assert not list(out["killed"].rglob("*.part"))
 
 
+def test_a_signal_in_the_last_step_is_heeded(data, tmp_path, monkeypatch):
+    c = config(data, tmp_path, steps=2)
+    step = Training.training_step
+
+    def signalled(self, batch, index):
+        if self.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "training_step", signalled)
+        outcome = train(MODEL, c)
+    assert (outcome.step, outcome.stopped) == (2, "SIGTERM")  # so that no test follows
+    again = train(MODEL, c, resume=True)
+    assert again == dataclasses.replace(outcome, stopped=None)
+
+
 def test_a_jump_of_the_learning_rate_is_warned_of(data, tmp_path, caplog, monkeypatch):
     used = []
     clip = Training.configure_gradient_clipping

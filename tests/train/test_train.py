@@ -187,7 +187,7 @@ def test_what_is_not_finite_is_noticed_before_anything_is_written(
     train(MODEL, dataclasses.replace(c, steps=3))
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     c = dataclasses.replace(c, **({} if notice == "stop" else {notice: 8}))
-    forward, why = Objective.forward, Training._why_stop
+    forward = Objective.forward
     calls = iter(range(4, 100))
 
     def poison(self, *inputs):
@@ -201,8 +201,8 @@ def test_what_is_not_finite_is_noticed_before_anything_is_written(
 
     monkeypatch.setattr(Objective, "forward", poison)
     if notice == "stop":
-        late = lambda self: "SIGTERM" if self.global_step == 8 else why(self)  # noqa: E731
-        monkeypatch.setattr(Training, "_why_stop", late)
+        late = lambda mine, trainer: "SIGTERM" if trainer.global_step == 8 else mine  # noqa: E731
+        monkeypatch.setattr("audiomamba.train_module.agreed", late)
     message = rf"the {what} is not finite at step 5 \(.*--learning-rate.*--resume from .*last\.ckpt"
     with pytest.raises(FloatingPointError, match=message):
         train(MODEL, c, resume=True)
@@ -328,13 +328,20 @@ def test_a_step_too_large_for_a_cpu_is_warned_of(data, tmp_path, monkeypatch, ca
 
 def test_graphs_are_replayed_on_one_device_and_with_ddp():
     on, off = TrainConfig(cuda_graph=True), TrainConfig(cuda_graph=False)
+    gpu = torch.device("cuda:0")
     for strategy in (SingleDeviceStrategy(), DDPStrategy()):
-        assert replays_graphs(TrainConfig(), strategy)
-        assert replays_graphs(on, strategy)
-        assert not replays_graphs(off, strategy)
-    assert not replays_graphs(TrainConfig(strategy="fsdp"), FSDPStrategy())
+        assert replays_graphs(TrainConfig(), strategy, gpu)
+        assert replays_graphs(on, strategy, gpu)
+        assert not replays_graphs(off, strategy, gpu)
+        assert not replays_graphs(TrainConfig(), strategy, torch.device("cpu"))
+    assert not replays_graphs(TrainConfig(strategy="fsdp"), FSDPStrategy(), gpu)
     with pytest.raises(ValueError, match="take --strategy ddp or --no-cuda-graph"):
-        replays_graphs(dataclasses.replace(on, strategy="fsdp"), FSDPStrategy())
+        replays_graphs(dataclasses.replace(on, strategy="fsdp"), FSDPStrategy(), gpu)
+
+
+def test_graphs_that_are_asked_for_on_a_cpu_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="cuda_graph is on, and the device is cpu; leave it out"):
+        train(MODEL, config(data, tmp_path, cuda_graph=True))
 
 
 def test_without_lightning_the_error_says_what_to_install(monkeypatch):
