@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audiomamba_kernels import lti_scan, selective_scan
 from audiomamba_kernels.lti_scan import chunk_maps, lti_chunks, lti_scan_chunked, triton_lti
-from audiomamba_kernels.lti_scan.layout import as_rows
+from audiomamba_kernels.lti_scan.layout import as_rows, to_rows
 from audiomamba_kernels.lti_scan.op import lti_scan_op
 from tests.contract import check_kernel, error, results
 from tests.covering import covering
@@ -51,6 +51,16 @@ INTERPRETER_CASES = covering(
         "layout": ("contiguous", "transposed", "strided"),
     }
 )
+
+
+@pytest.mark.parametrize("steps", [2, 31, 64])
+def test_rows_are_copied_once(steps: int) -> None:
+    """What `to_rows` has copied the kernels can read, where it was cut too."""
+    x = torch.randn(2, steps, 3)
+    rows = to_rows(x)
+    assert torch.equal(rows, x)
+    assert as_rows(rows).data_ptr() == rows.data_ptr()
+    assert to_rows(rows).data_ptr() == rows.data_ptr()
 
 
 @pytest.fixture
