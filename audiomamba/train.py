@@ -143,16 +143,13 @@ def _train(model: ModelConfig, config: TrainConfig, store: TokenStore) -> Outcom
         log_every_n_steps=min(config.log_every, config.steps),
         default_root_dir=out,
     )
-    with warnings.catch_warnings():
-        # Lightning asks torch about trees in a way that torch 2.11 announces to drop.
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)", FutureWarning)
-        try:
-            trainer.fit(module, ckpt_path=ckpt, weights_only=True if ckpt else None)
-        finally:
-            module.close()
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.finish()  # the next run of this process is another
+    try:
+        fit(trainer, module, ckpt)
+    finally:
+        module.close()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # the next run of this process is another
     best = module.best if math.isfinite(module.best) else None
     outcome = Outcome(
         step=trainer.global_step,
@@ -203,6 +200,23 @@ def make_trainer(config: Any, **options: Any) -> pl.Trainer:
     except (MisconfigurationException, TypeError) as error:  # the latter of indices of CPUs
         where = f"devices is {config.devices}, and accelerator {config.accelerator}"
         raise ValueError(f"{where}: {error}") from error
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, ckpt: str | None) -> None:
+    """Train, from a checkpoint on if there is one.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C that the module does not heed; lightning exits with 1.
+    """
+    with warnings.catch_warnings():
+        # Lightning asks torch about trees in a way that torch 2.11 announces to drop.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)", FutureWarning)
+        try:
+            trainer.fit(module, ckpt_path=ckpt, weights_only=True if ckpt else None)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _is_first() -> bool:

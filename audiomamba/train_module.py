@@ -233,13 +233,11 @@ class Training(pl.LightningModule):
         c, step = self.config, self.global_step
         average_weights(self.average, self.network, c.ema_decay, step)
         done = step >= c.steps
-        validate = done or step % c.validate_every == 0
-        save = done or step % c.checkpoint_every == 0
+        validate, save = (done or step % n == 0 for n in (c.validate_every, c.checkpoint_every))
         listen = c.listen_every > 0 and step % c.listen_every == 0
         check = save or validate or listen or self.history.steps == c.log_every
         if check or self.trainer.world_size == 1:
-            why = agreed(self._stop.why(), self.trainer)
-            self.stopped = None if done and why == LATE else why
+            self.stopped = None if done else agreed(self._stop.why(), self.trainer)
         if not (check or self.stopped):
             return
         self._check_and_log(step)
@@ -257,9 +255,11 @@ class Training(pl.LightningModule):
         self._clock = time.monotonic()
 
     def on_train_end(self) -> None:
-        """Wait for the last sample, unless the run was stopped."""
+        """Wait for the last sample, unless the run was stopped; hear of a signal to the last."""
         if not self.stopped:
             self._show_take(wait=True)
+            why = agreed(self._stop.why(), self.trainer)
+            self.stopped = None if why == LATE else why
 
     def close(self) -> None:
         """Leave off what goes on beside training."""

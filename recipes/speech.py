@@ -266,11 +266,12 @@ def run_one(
     out = Path(config.out)
     about = {"model": model, "seed": seed, "clips": clips.digest, **settings(config)}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-    name = "-".join([model, config.front_end, str(seed), *hold_out, digest])
+    one = hold_out if len(hold_out) == 1 else ()  # more may be too long for a name
+    name = "-".join([model, config.front_end, str(seed), *one, digest])
     label = ", ".join([f"{model}, {config.front_end}, seed {seed}", *hold_out])
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / f".{name}.lock", timeout=0):
+        with FileLock(out / f".{digest}.lock", timeout=0):
             if any(about.items() <= result.items() for result in read_results(out)):
                 print(f"{label}: is done")
                 return

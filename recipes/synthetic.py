@@ -17,7 +17,6 @@ import math
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ try:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import CSVLogger
 
-    from audiomamba.train import make_trainer
+    from audiomamba.train import fit, make_trainer
 except ModuleNotFoundError as error:
     raise SystemExit(
         f'training needs lightning ({error}); install it: pip install "lightning>=2.6.6"'
@@ -259,8 +258,7 @@ class Training(pl.LightningModule):
         validate, save = (done or step % n == 0 for n in (c.validate_every, c.checkpoint_every))
         check = validate or save or step % c.log_every == 0
         if check or self.trainer.world_size == 1:
-            why = agreed(self.stop.why(), self.trainer)
-            self.stopped = None if done and why == LATE else why
+            self.stopped = None if done else agreed(self.stop.why(), self.trainer)
         if not (check or self.stopped):
             return
         loss, steps = strategy.reduce(self.lately, reduce_op="sum").tolist()  # waits for the device
@@ -289,6 +287,12 @@ class Training(pl.LightningModule):
             self.trainer.should_stop = True
         self.lately.zero_()
         self.clock = time.monotonic()
+
+    def on_train_end(self) -> None:
+        """Hear of a signal to the last."""
+        if not self.stopped:
+            why = agreed(self.stop.why(), self.trainer)
+            self.stopped = None if why == LATE else why
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the run this one, and what it has come to."""
@@ -376,10 +380,8 @@ def train(config: Config, draw: Draw, *, resume: bool) -> tuple[Training, pl.Tra
         default_root_dir=out,
     )
     first = trainer.global_rank == 0
-    with held(out) if first else nullcontext(), warnings.catch_warnings():
-        # Lightning asks torch about trees in a way that torch 2.11 announces to drop.
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)", FutureWarning)
+    with held(out) if first else nullcontext():
         if first:
             tidy(out)
-        trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=resume or None)
+        fit(trainer, module, str(last) if resume else None)
     return module, trainer

@@ -171,7 +171,8 @@ def write_index(
 
 def _read_index(path: Path) -> dict[str, Any]:
     if not path.exists():
-        there = path.parent.is_dir() and any(path.parent.iterdir())
+        names = [x.name for x in path.parent.iterdir()] if path.parent.is_dir() else []
+        there = any(not name.startswith(".") for name in names)  # others a killed command left
         make = f"{path.parent} TOKENS, and give TOKENS" if there else f"RECORDINGS {path.parent}"
         raise FileNotFoundError(
             f"{path.parent} holds no prepared tokens; make them: audiomamba prepare {make}"

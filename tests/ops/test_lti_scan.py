@@ -234,6 +234,24 @@ def test_it_compiles_into_one_graph(backend: str, ragged: str | None, complex: b
             assert error(got[name], plain[name]) < 1e-6, name
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled, not interpreted")
+@pytest.mark.usefixtures("_small_tiles")
+def test_what_the_kernels_would_copy_is_copied_where_the_compiler_sees_it() -> None:
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    scan, tensors = Scan(backend="triton", output_final_state=True), single(steps=20, channels=2)
+    torch.compiler.reset()
+    compiled = torch.compile(scan, fullgraph=True, backend=keep)
+    for got, plain in zip(compiled(**tensors), scan(**tensors), strict=True):
+        assert torch.equal(got, plain)
+    (graph,) = graphs
+    assert "contiguous" in {node.target for node in graph.graph.nodes}
+
+
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_it_exports(backend: str) -> None:
     scan, tensors = Scan(backend=backend, output_final_state=True), single(steps=9, complex=True)

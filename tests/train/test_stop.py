@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from audiomamba import checkpoint, train_stop
 from audiomamba.train import _is_first, train
-from audiomamba.train_folder import LAST, RUN, held
+from audiomamba.train_folder import LAST, RUN, held, save_checkpoint
 from audiomamba.train_module import Training
 from tests.train.runs import MODEL, config, read
 
@@ -152,19 +153,45 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(data, tmp_pa
     assert not list(out["killed"].rglob("*.part"))
 
 
-def test_a_signal_in_the_last_step_is_heeded(data, tmp_path, monkeypatch):
-    c = config(data, tmp_path, steps=2)
-    step = Training.training_step
+def test_ctrl_c_before_it_is_heeded_is_no_exit_of_lightning(data, tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
 
-    def signalled(self, batch, index):
-        if self.global_step == 1:
+    monkeypatch.setattr(Training, "configure_optimizers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(MODEL, config(data, tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    class Full:
+        global_rank = 0
+
+        def save_checkpoint(self, path, *, weights_only):
+            path.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / LAST).write_text("whole")
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(Full(), tmp_path / LAST)
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+    assert (tmp_path / LAST).read_text() == "whole"
+
+
+@pytest.mark.parametrize("name", ["training_step", "_validate", "on_train_end"])
+def test_a_signal_in_the_last_step_is_heeded(data, tmp_path, monkeypatch, name):
+    c = config(data, tmp_path, steps=2, listen_every=2, listen_seconds=0.1)
+    method = getattr(Training, name)
+
+    def signalled(self, *arguments):
+        if self.global_step >= 1:
             signal.raise_signal(signal.SIGTERM)
-        return step(self, batch, index)
+        return method(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "training_step", signalled)
+        patch.setattr(Training, name, signalled)
         outcome = train(MODEL, c)
     assert (outcome.step, outcome.stopped) == (2, "SIGTERM")  # so that no test follows
+    assert (tmp_path / "listen/step_2.wav").exists()
     again = train(MODEL, c, resume=True)
     assert again == dataclasses.replace(outcome, stopped=None)
 

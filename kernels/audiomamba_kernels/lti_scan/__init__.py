@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from audiomamba_kernels.backend import Backend, choose
@@ -102,8 +103,8 @@ def lti_scan(
     elif chosen == "torch":
         y, final_state = lti_scan_chunked(*args)
     else:
-        if chosen == "triton":  # its kernels would copy u, in the forward and the backward pass
-            args = (to_rows(u), *args[1:])
+        if chosen == "triton" and torch.compiler.is_dynamo_compiling():
+            args = (to_rows(u), *args[1:])  # else copied unseen, and again in the backward pass
         y, final_state, _ = lti_scan_op(*args, chosen)
     if cu_seqlens is not None:
         y = pack(y, cu_seqlens, total)
