@@ -18,7 +18,10 @@ Config = TypeVar("Config")
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, without the usage, which is long."""
+    """Takes whole names of flags, and says in one line what is wrong, without the long usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""

@@ -311,7 +311,7 @@ def with_data(
         if not config.data and not data.exists():
             with _alone(data):
                 if not data.exists():
-                    sys.stderr.write(f"fetching the recordings into {data}\n")
+                    sys.stderr.write(f"getting the recordings into {data}\n")
                     _fetch(recipe, data)
         with _alone(out):
             if not (out / INDEX).exists():

@@ -203,11 +203,7 @@ def fit(
 
 def run(recipe: Recipe, arguments: list[str] | None = None) -> None:
     """Read the flags; train and test each model with each seed that is not done; tell and draw."""
-    parser = Parser(
-        description=recipe.doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(description=recipe.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--models", nargs="+", choices=recipe.models, default=list(recipe.models))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")

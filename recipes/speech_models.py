@@ -178,8 +178,8 @@ def conformer_class() -> Any:
         from torchaudio.models import Conformer
     except (ImportError, OSError) as error:
         raise ImportError(
-            f"the Conformer is torchaudio's, which cannot be imported ({error}); install "
-            "the release that fits torch, or leave conformer out of --models"
+            f"the Conformer is torchaudio's, which cannot be imported ({error}); pip "
+            "install --force-reinstall torch torchaudio, or leave conformer out of --models"
         ) from None
     return Conformer
 

@@ -78,7 +78,7 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
             shell gives to the signal.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    first = Parser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     default = next(iter(recipe.presets))
     first.add_argument(
         "--preset", choices=recipe.presets, default=default, help="defaults of all other flags"
@@ -91,7 +91,6 @@ def run(recipe: Recipe, arguments: list[str] | None = None) -> dict[str, Any] | 
         description=recipe.doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[first],
-        allow_abbrev=False,
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     add_flags(parser, recipe.presets[preset])

@@ -173,7 +173,9 @@ def test_a_file_of_flags_is_checked_as_flags_are(recipe, tmp_path, capsys, value
 @pytest.mark.parametrize(
     "name", ["youtubemix", "length_scaling", "selective_copying", "spoken_digits"]
 )
-@pytest.mark.parametrize("flags", [["--steps", "many"], ["--config", "nowhere.json"], ["--loud"]])
+@pytest.mark.parametrize(
+    "flags", [["--steps", "many"], ["--config", "nowhere.json"], ["--loud"], ["--step=3"]]
+)
 @pytest.mark.usefixtures("_recipes_import_each_other")
 def test_a_wrong_flag_is_one_line(name, flags, monkeypatch, capsys):
     script = str(RECIPES / f"{name}.py")

@@ -50,9 +50,11 @@ def jit_disjoint(function: Function) -> Function:
     """Compile as `jit_sums` a function whose array arguments share no memory.
 
     Without the promise, LLVM compares addresses before each inner loop, and gives up on those that
-    use many arrays.
+    use many arrays. It becomes part of the function that calls it: a process that compiles would
+    else call the copy compiled alone, and one that loads code from disk that copy's twin, compiled
+    with its caller, whose roundings are others.
     """
-    options = _OPTIONS | {"fastmath": {"contract", "nsz", "reassoc"}}
+    options = _OPTIONS | {"fastmath": {"contract", "nsz", "reassoc"}, "forceinline": True}
     return njit(**options, pipeline_class=_Disjoint)(function)  # type: ignore[no-any-return]
 
 
