@@ -127,7 +127,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     states, *tensors = ctx.saved_tensors
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
-    dy = to_rows(dy) if ctx.backend == "triton" else dy
+    dy = to_rows(dy) if ctx.backend == "triton" else dy  # which torch.compile may fuse
     given = iter(lti_scan_backward_op(dy, dfinal_state, states, *tensors, ctx.reverse, ctx.backend))
     gradients = [None if x is None else next(given) for x in tensors[:8]]
     return *gradients, None, None, None
